@@ -1,0 +1,74 @@
+// Every bound of the system in one place, and how they relate.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/time/time.h"
+
+namespace polyreme::limits {
+
+// Cluster.
+inline constexpr int32_t kMaxRanks = 256;
+inline constexpr int32_t kMaxStages = 64;
+// A sum over a sharded axis is always this many segments added in one fixed tree (docs/ARCHITECTURE.md).
+inline constexpr int32_t kSumSegments = 8;
+inline constexpr int32_t kMaxStepsInFlight = kMaxStages + 1;
+
+// Steps.
+inline constexpr int32_t kMaxSequences = 4096;          // slots
+inline constexpr int32_t kMaxStepTokens = 1 << 20;
+inline constexpr int32_t kMaxPositions = 1 << 24;       // tokens of one sequence
+inline constexpr int32_t kMaxBlocks = 1 << 26;
+inline constexpr int32_t kMaxTokensPerBlock = 1024;
+inline constexpr int64_t kMaxWireMessageBytes = int64_t{64} << 20;
+
+// Requests.
+inline constexpr int32_t kMaxChoices = 1024;            // n
+inline constexpr int32_t kMaxPrompts = 1024;            // prompts of one completion request
+inline constexpr int32_t kMaxLogprobs = 20;             // top log-probabilities per token, as OpenAI and vLLM
+inline constexpr int32_t kMaxStopStrings = 16;
+inline constexpr int32_t kMaxStopStringBytes = 1024;
+inline constexpr int32_t kMaxStopTokens = 256;
+inline constexpr int32_t kMaxLogitBias = 1024;
+inline constexpr int32_t kMaxMessages = 4096;
+inline constexpr int32_t kMaxWaitingSequences = 4096;
+inline constexpr int32_t kMaxMailbox = 8192;
+inline constexpr int32_t kTokenStreamCapacity = 1024;   // pieces a client may be behind
+
+// Text.
+inline constexpr int64_t kMaxPromptBytes = int64_t{8} << 20;
+inline constexpr int32_t kMaxVocabulary = 1 << 20;
+inline constexpr int64_t kMaxTokenizerFileBytes = int64_t{256} << 20;
+inline constexpr int64_t kMaxConfigFileBytes = int64_t{4} << 20;
+inline constexpr int64_t kMaxTemplateBytes = int64_t{1} << 20;
+inline constexpr int64_t kMaxTemplateOutputBytes = int64_t{16} << 20;
+inline constexpr int64_t kMaxTemplateSteps = int64_t{5} * 1000 * 1000;
+inline constexpr int32_t kMaxTemplateDepth = 200;
+
+// JSON.
+inline constexpr int32_t kMaxJsonDepth = 64;
+inline constexpr int64_t kMaxJsonBytes = int64_t{512} << 20;
+
+// HTTP.
+inline constexpr int64_t kMaxHttpHeaderBytes = 32 << 10;
+inline constexpr int64_t kMaxHttpBodyBytes = int64_t{32} << 20;
+inline constexpr int32_t kMaxHttpConnections = 4096;
+inline constexpr absl::Duration kHttpHeaderDeadline = absl::Seconds(10);
+inline constexpr absl::Duration kHttpBodyDeadline = absl::Seconds(60);
+inline constexpr absl::Duration kHttpIdleDeadline = absl::Seconds(75);
+inline constexpr absl::Duration kHttpWriteDeadline = absl::Seconds(60);
+
+// Waits inside the cluster.
+inline constexpr absl::Duration kStepPatience = absl::Seconds(120);
+inline constexpr absl::Duration kCollectivePatience = absl::Seconds(120);
+inline constexpr absl::Duration kJoinGroupPatience = absl::Seconds(60);
+inline constexpr absl::Duration kRpcPatience = absl::Seconds(10);
+inline constexpr absl::Duration kEngineIdle = absl::Milliseconds(200);
+
+static_assert(kMaxJsonDepth < kMaxTemplateDepth, "a template may walk any message that parses");
+static_assert(kMaxSequences <= kMaxWaitingSequences, "all that run could be sent back to waiting");
+static_assert(kMaxChoices <= kMaxSequences, "one request's choices fit the slots");
+static_assert(kMaxPromptBytes < kMaxHttpBodyBytes, "a longest prompt fits a body");
+static_assert(int64_t{kMaxStepTokens} * 4 < kMaxWireMessageBytes, "a step's tokens fit one message");
+
+}  // namespace polyreme::limits
