@@ -20,7 +20,7 @@ struct Place {
 
 class Topology {
  public:
-  // InvalidArgument on zero or more than limits::kMaxRanks ranks; nothing else.
+  // InvalidArgument on zero or too many stages, shards or ranks (limits.h); nothing else.
   static absl::StatusOr<Topology> Make(int32_t stages, int32_t shards);
 
   int32_t stages() const { return stages_; }
