@@ -14,6 +14,14 @@ inline constexpr int32_t kMaxStages = 64;
 inline constexpr int32_t kSumSegments = 8;
 inline constexpr int32_t kMaxStepsInFlight = kMaxStages + 1;
 
+// Meetings.
+inline constexpr int64_t kMaxMeetingKeyBytes = 256;
+inline constexpr int64_t kMaxMeetingValueBytes = 64 << 10;
+inline constexpr int64_t kMaxMeetingKeys = 64 * kMaxRanks;
+inline constexpr int32_t kMaxUnprovenConnections = 64;  // strangers on a listener inside the cluster
+// Collectives.
+inline constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // between two ranks
+
 // Steps.
 inline constexpr int32_t kMaxSequences = 4096;          // slots
 inline constexpr int32_t kMaxStepTokens = 1 << 20;
@@ -63,6 +71,8 @@ inline constexpr absl::Duration kStepPatience = absl::Seconds(120);
 inline constexpr absl::Duration kCollectivePatience = absl::Seconds(120);
 inline constexpr absl::Duration kJoinGroupPatience = absl::Seconds(60);
 inline constexpr absl::Duration kRpcPatience = absl::Seconds(10);
+inline constexpr absl::Duration kConnectionProofPatience = absl::Seconds(10);  // of a connection that comes in
+inline constexpr absl::Duration kPeerCheckInterval = absl::Milliseconds(100);  // is a silent peer still alive?
 inline constexpr absl::Duration kEngineIdle = absl::Milliseconds(200);
 
 static_assert(kMaxJsonDepth < kMaxTemplateDepth, "a template may walk any message that parses");

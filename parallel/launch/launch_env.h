@@ -33,31 +33,28 @@ struct LaunchEnv {
   Launcher launcher = Launcher::kNone;
   int32_t rank = 0;
   int32_t world_size = 1;
-  int32_t local_rank = 0;          // among the ranks of this host
-  int32_t local_size = 1;
+  int32_t local_rank = 0;          // among the ranks of this host; 0 if not known
+  int32_t local_size = 1;          // 1 if not known
   std::string job_id;              // equal on all ranks, different for two jobs of one host; empty if not known
-  std::string launch_host;         // an address of the host where rank 0 is or the launcher runs; empty if not known
-  std::optional<int32_t> port;     // of the meeting, if the launcher chose one (torchrun)
-  std::vector<std::string> nodes;  // in rank order, if the launcher says
-  std::string shared_directory;    // of this job on this host, made by the launcher; empty if none
+  std::string meeting_host;        // where rank 0 is, if the launcher says so (MASTER_ADDR); else empty
+  std::optional<int32_t> meeting_port;  // MASTER_PORT
+  std::string launch_host;         // address of the host that the launcher runs on; rank 0 may be elsewhere
+  std::vector<std::string> nodes;  // in rank order, the first one is rank 0's; empty if not known
+  std::string shared_directory;    // the launcher's, of this job, on this host; empty if none
 
-  bool launched() const { return launcher != Launcher::kNone; }
+  bool launched() const { return world_size > 1; }
   bool one_host() const { return local_size == world_size; }
   friend bool operator==(const LaunchEnv&, const LaunchEnv&) = default;
 };
 
 // Order of trust: flags, torchrun (RANK ...), Open MPI and PMIx (OMPI_COMM_WORLD_RANK ...), PMI (PMI_RANK ...), a Slurm
 // step (SLURM_PROCID ...). Variables of Slurm count only inside a step that srun started for us: in an allocation's
-// shell, or under mpirun, they speak of something else. kNone: one rank, alone.
+// shell, or under mpirun, they speak of something else. Without any: kNone, one rank, alone. A launcher that started
+// one rank contradicts no flags.
 // Errors: InvalidArgument names the variables when a set is incomplete, out of range, or contradicts the flags.
 absl::StatusOr<LaunchEnv> ReadLaunchEnv(const LaunchFlags& flags, const Environment& environment);
 
 // A port for the job's meeting in [base, base + span), equal on all ranks, so that two jobs of one host do not collide.
 int32_t PortOfJob(std::string_view job_id, int32_t base, int32_t span);
-
-// "n[01-04,7],x" -> n01 n02 n03 n04 n7 x. InvalidArgument on anything else; bounded by limits::kMaxRanks names.
-absl::StatusOr<std::vector<std::string>> ParseNodeList(std::string_view text);
-// "3,1" -> 3 1; "2(x2)" -> 2 2.
-absl::StatusOr<std::vector<int32_t>> ParseTasksPerNode(std::string_view text);
 
 }  // namespace polyreme::launch
