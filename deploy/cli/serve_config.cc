@@ -1,0 +1,194 @@
+#include "deploy/cli/serve_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+
+namespace polyreme::cli {
+namespace {
+
+constexpr int32_t kMaxInt = 1 << 30;
+
+FlagSet::Setter SetOptionalInt(std::optional<int32_t>* target, int32_t min) {
+  return [=](const std::string& text) -> absl::Status {
+    int32_t value = 0;
+    RETURN_IF_ERROR(SetInt(&value, min, limits::kMaxRanks)(text));
+    *target = value;
+    return absl::OkStatus();
+  };
+}
+
+void AddModelFlags(FlagSet& flags, ServeConfig& c) {
+  flags.Section("Model");
+  flags.Add({"--model"}, "DIR", "a Hugging Face directory (or the first argument)",
+            SetString(&c.model));
+  flags.Add({"--served-model-name"}, "NAME...", "the name that requests use (may be repeated)",
+            AppendString(&c.served_names));
+  flags.Add({"--tokenizer"}, "DIR", "where tokenizer.json is, if not in MODEL",
+            SetString(&c.tokenizer));
+  flags.Add({"--chat-template"}, "FILE", "a Jinja chat template instead of the checkpoint's",
+            SetString(&c.chat_template));
+  flags.Add({"--dtype"}, "TYPE", "auto or float32 (on CPU arithmetic is float32 whatever is stored)",
+            SetOneOf(&c.dtype, {"auto", "float32"}));
+  flags.Add({"--max-model-len", "--context-length", "--max-seq-len"}, "N",
+            "prompt and output tokens of one sequence (default: the model's)",
+            SetInt(&c.max_model_len, 1, limits::kMaxPositions));
+}
+
+void AddLayoutFlags(FlagSet& flags, ServeConfig& c) {
+  flags.Section("Layout");
+  flags.Add({"--tensor-parallel-size", "-tp", "--tp-size", "--tp"}, "T",
+            "shards of each layer (default 1)",
+            SetInt(&c.tensor_parallel_size, 1, limits::kMaxRanks));
+  flags.Add({"--pipeline-parallel-size", "-pp", "--pp-size", "--pp"}, "P",
+            "stages of layers (default 1)",
+            SetInt(&c.pipeline_parallel_size, 1, limits::kMaxStages));
+  flags.Add({"--pipeline-layers"}, "N,N,...", "layers of each stage (default: dealt by bytes)",
+            SetIntList(&c.pipeline_layers));
+  flags.Add({"--device"}, "DEVICE", "auto or cpu", SetOneOf(&c.device, {"auto", "cpu"}));
+  flags.Add({"--transport"}, "KIND", "between ranks: auto, shm (one host) or tcp",
+            SetOneOf(&c.transport, {"auto", "shm", "tcp"}));
+  flags.Add({"--cpu-threads"}, "N", "threads of one rank (default: cores / ranks of the host)",
+            SetInt(&c.cpu_threads, 1, 1024));
+}
+
+void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
+  flags.Section("Cache and steps");
+  flags.Add({"--block-size", "--page-size"}, "N", "tokens per cache block (default 16)",
+            SetInt(&c.block_size, 1, limits::kMaxTokensPerBlock));
+  flags.Add({"--kv-cache-memory-bytes"}, "BYTES", "cache of one rank, e.g. 4G (default: a quarter of free memory)",
+            SetBytes(&c.kv_cache_memory_bytes));
+  flags.Add({"--num-gpu-blocks-override", "--num-blocks"}, "N", "cache blocks, whatever memory says",
+            SetInt(&c.num_blocks, 1, limits::kMaxBlocks));
+  flags.Add({"--max-num-seqs", "--max-running-requests", "--max-batch-size", "--parallel"}, "N",
+            "sequences running at once (default 256)",
+            SetInt(&c.max_num_seqs, 1, limits::kMaxSequences));
+  flags.Add({"--max-num-batched-tokens", "--chunked-prefill-size", "--max-num-tokens"}, "N",
+            "tokens of one step (default 2048)",
+            SetInt(&c.max_num_batched_tokens, 1, limits::kMaxStepTokens));
+}
+
+void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
+  flags.Section("Launch (under mpirun or srun ranks are found by themselves)");
+  flags.Add({"--rank"}, "R", "this process's rank", SetOptionalInt(&c.launch.rank, 0));
+  flags.Add({"--world-size"}, "N", "number of ranks", SetOptionalInt(&c.launch.world_size, 1));
+  flags.Add({"--local-rank"}, "R", "rank on this host", SetOptionalInt(&c.launch.local_rank, 0));
+  flags.Add({"--local-size"}, "N", "ranks on this host", SetOptionalInt(&c.launch.local_size, 1));
+  flags.Add({"--coordinator", "--dist-init-addr"}, "HOST:PORT",
+            "the cluster's listener on rank 0 (needed across hosts)", SetString(&c.coordinator));
+  flags.Add({"--listen-address"}, "ADDRESS", "where peers on other hosts reach this rank",
+            SetString(&c.listen_address));
+  flags.Add({"--job-token-file"}, "FILE",
+            "secret of this job, the same on all hosts (or POLYREME_JOB_TOKEN)",
+            SetString(&c.job_token_file));
+  flags.Add({"--join-timeout"}, "SECONDS", "how long to wait for all ranks (default 120)",
+            SetSeconds(&c.join_timeout));
+  flags.Add({"--shutdown-timeout"}, "SECONDS", "how long SIGTERM lets requests finish (default 30)",
+            SetSeconds(&c.shutdown_timeout));
+  flags.Add({"--meeting-file"}, "FILE", "(set by the agent for its children)",
+            SetString(&c.meeting_file));
+}
+
+void AddFaceFlags(FlagSet& flags, ServeConfig& c) {
+  flags.Section("Faces");
+  flags.Add({"--host"}, "ADDRESS", "public address (default 127.0.0.1; any other needs --api-key)",
+            SetString(&c.host));
+  flags.Add({"--port"}, "PORT", "HTTP (default 8000; 0: any free one)", SetInt(&c.port, 0, 65535));
+  flags.Add({"--grpc-port"}, "PORT", "public gRPC (default: off)", SetInt(&c.grpc_port, 1, 65535));
+  flags.Add({"--api-key"}, "KEY...", "required from clients (may be repeated; or POLYREME_API_KEY)",
+            AppendString(&c.api_keys));
+  flags.Add({"--vllm-metrics"}, "", "also emit metrics under their vllm: names",
+            SetFlag(&c.vllm_metrics));
+  flags.Add({"--help", "-h"}, "", "this text", SetFlag(&c.help));
+  // Flags of vLLM that ask for what is always so here, or only for more or fewer log lines.
+  flags.Ignore({"--enable-chunked-prefill"}, "");
+  flags.Ignore({"--disable-log-requests"}, "");
+  flags.Ignore({"--disable-log-stats"}, "");
+  flags.Ignore({"--trust-remote-code"}, "");
+  flags.Ignore({"--no-enable-prefix-caching"}, "");
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+}  // namespace
+
+FlagSet ServeFlags(const std::string& usage, ServeConfig& config) {
+  FlagSet flags(usage);
+  AddModelFlags(flags, config);
+  AddLayoutFlags(flags, config);
+  AddCacheFlags(flags, config);
+  AddLaunchFlags(flags, config);
+  AddFaceFlags(flags, config);
+  return flags;
+}
+
+absl::Status ParseServeArguments(const std::vector<std::string>& arguments, FlagSet& flags,
+                                 ServeConfig& config) {
+  std::vector<std::string> positional;
+  RETURN_IF_ERROR(flags.Parse(arguments, positional));
+  if (config.help) return absl::OkStatus();
+  if (positional.size() > 1) {
+    return InvalidArgument("expected one MODEL, got also '{}'", positional[1]);
+  }
+  if (!positional.empty()) {
+    if (!config.model.empty() && config.model != positional[0]) {
+      return InvalidArgument("the model is given twice, as '{}' and as --model '{}': keep one",
+                             positional[0], config.model);
+    }
+    config.model = positional[0];
+  }
+  if (config.model.empty()) {
+    return InvalidArgument("expected a MODEL directory; see --help");
+  }
+  if (!config.pipeline_layers.empty() &&
+      std::ssize(config.pipeline_layers) != config.pipeline_parallel_size) {
+    return InvalidArgument("--pipeline-layers names {} stages, but --pipeline-parallel-size is {}",
+                           config.pipeline_layers.size(), config.pipeline_parallel_size);
+  }
+  if (config.tensor_parallel_size * config.pipeline_parallel_size > limits::kMaxRanks) {
+    return InvalidArgument(
+        "--tensor-parallel-size {} x --pipeline-parallel-size {} is more than {} ranks",
+        config.tensor_parallel_size, config.pipeline_parallel_size, limits::kMaxRanks);
+  }
+  if (const auto key = launch::ProcessEnvironment()("POLYREME_API_KEY"); key && !key->empty()) {
+    config.api_keys.push_back(*key);
+  }
+  if (!IsLoopback(config.host) && config.api_keys.empty()) {
+    return InvalidArgument(
+        "--host {} can be reached from other machines: give --api-key, or keep the default 127.0.0.1",
+        config.host);
+  }
+  return absl::OkStatus();
+}
+
+std::string SharedSettings(const ServeConfig& c) {
+  return fmt::format(
+      "tensor_parallel_size={}\npipeline_parallel_size={}\npipeline_layers={}\ndtype={}\n"
+      "max_model_len={}\nblock_size={}\nnum_blocks={}\nmax_num_seqs={}\nmax_num_batched_tokens={}\n"
+      "device={}\ntransport={}\n",
+      c.tensor_parallel_size, c.pipeline_parallel_size, fmt::join(c.pipeline_layers, ","), c.dtype,
+      c.max_model_len, c.block_size, c.num_blocks, c.max_num_seqs, c.max_num_batched_tokens,
+      c.device, c.transport);
+}
+
+absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec) {
+  const int64_t own = std::min<int64_t>(spec.max_positions, limits::kMaxPositions);
+  if (config.max_model_len == 0) return static_cast<int32_t>(own);
+  if (config.max_model_len > own) {
+    return InvalidArgument("--max-model-len {} is more than the model's {} positions",
+                           config.max_model_len, own);
+  }
+  return config.max_model_len;
+}
+
+std::string ServedName(const ServeConfig& config) {
+  if (!config.served_names.empty()) return config.served_names[0];
+  std::filesystem::path path(config.model);
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename().string();
+}
+
+}  // namespace polyreme::cli
