@@ -42,11 +42,15 @@ struct SamplingParams {
 // A sequence becomes known to the workers.
 struct SlotOpen {
   SlotId slot;
-  std::optional<SlotId> fork_of;     // n samples: starts with that slot's tokens and blocks; `tokens`, `blocks` add to them
+  // n samples of one prompt: starts with that slot's prompt and the blocks that the prompt fills wholly; `tokens` and
+  // `blocks` add to them. A block that the prompt fills in part is copied (StepPlan::copies), never shared.
+  std::optional<SlotId> fork_of;
   SequenceId sequence;
   std::vector<TokenId> tokens;       // prompt and committed output
   int32_t num_prompt_tokens = 0;     // how many of all its tokens are prompt
-  std::vector<BlockId> blocks;       // in order of position
+  // In order of position. They may hold computed positions already (a cached prefix): the first row may start anywhere
+  // that they cover.
+  std::vector<BlockId> blocks;
   SamplingParams sampling;
   friend bool operator==(const SlotOpen&, const SlotOpen&) = default;
 };
@@ -74,10 +78,11 @@ struct StepRow {
   std::optional<TokenSource> first_token;  // present: num_tokens is 1 and the token is fed back between the workers
   friend bool operator==(const StepRow&, const StepRow&) = default;
 };
-// A place where the head is applied.
+// A place where the head is applied. The token belongs to a row of the sample's own slot or, for the first draw of a
+// fork, is the last prompt token in a row of the slot it was forked from: n draws from one row.
 struct Sample {
   enum class Kind : uint8_t {
-    kDraw,    // draw the next token
+    kDraw,    // draw the next token; the token is the last of its row
     kScore,   // the log-probability of `target`, nothing is drawn (prompt log-probabilities)
     kVerify,  // as kScore, of a drafted token
   };
@@ -145,11 +150,32 @@ struct StepLimits {
   friend bool operator==(const StepLimits&, const StepLimits&) = default;
 };
 
-// Whether `plan` is one that may be applied to `slots`: every id in range, every slot open, every position covered by
-// blocks, sizes consistent, token sources in flight. InvalidArgument names step, row and field. Pure; both sides of the wire.
+// Whether `plan` is one that may be applied to `slots`:
+//   - its id is the one after the last plan applied; every slot, block and token id is in range;
+//   - what it closes, appends to, runs or samples is open, what it opens is not (a slot may be closed and opened again);
+//   - a slot has one row at most, which starts no later than the end of its row before (earlier is recomputation) and is
+//     covered by its blocks; tokens that the slot was opened with are the row's tokens;
+//   - a fed-back token names the slot's latest draw, of a step still in flight, at the row's position.
+// InvalidArgument names step, item and field. Pure; both sides of the wire.
 absl::Status Validate(const StepPlan& plan, const SlotTable& slots, const StepLimits& limits);
 // Whether `result` answers `plan` (id, epoch, number of samples).
 absl::Status ValidateResult(const StepResult& result, const StepPlan& plan);
+
+// Which row a token of a plan belongs to. Keeps its memory from plan to plan.
+class RowFinder {
+ public:
+  // The rows' sizes add up to StepPlan::tokens. The plan is borrowed until the next Reset.
+  void Reset(const StepPlan& plan);
+  // Index into StepPlan::rows. 0 <= token_index < StepPlan::tokens.size().
+  int32_t RowOf(int32_t token_index) const;
+  int32_t FirstTokenOf(int32_t row) const { return begins_[static_cast<size_t>(row)]; }
+  // Position of a token in its sequence.
+  int32_t PositionOf(int32_t token_index) const;
+
+ private:
+  const StepPlan* plan_ = nullptr;
+  std::vector<int32_t> begins_;
+};
 
 // One line for logs and failure messages: "step 812 epoch 1: 3 rows, 17 tokens, 3 samples, +1 -0 slots".
 std::string Describe(const StepPlan& plan);
