@@ -29,53 +29,53 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;   // > 0; over prompt and output
   float presence_penalty = 0.0f;     // over output
   float frequency_penalty = 0.0f;    // over output
-  std::vector<std::pair<TokenId, float>> logit_bias;
-  std::vector<TokenId> allowed_tokens;      // empty: all
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
+  std::vector<TokenId> allowed_tokens = {};  // empty: all
   uint64_t seed = 0;                 // always set: drawn and kept by the coordinator if the user gave none
   int32_t choice = 0;                // which of n; part of the noise's key
   int32_t min_tokens = 0;            // until so many output tokens, `stop_tokens` cannot be drawn
-  std::vector<TokenId> stop_tokens;  // end-of-sequence and stop ids, only needed while min_tokens holds
+  std::vector<TokenId> stop_tokens = {};  // end-of-sequence and stop ids, only needed while min_tokens holds
   int32_t num_logprobs = -1;         // -1: none; 0: of the drawn token; k: and of the k most likely
   friend bool operator==(const SamplingParams&, const SamplingParams&) = default;
 };
 
 // A sequence becomes known to the workers.
 struct SlotOpen {
-  SlotId slot;
+  SlotId slot = {};
   // n samples of one prompt: starts with that slot's prompt and the blocks that the prompt fills wholly; `tokens` and
   // `blocks` add to them. A block that the prompt fills in part is copied (StepPlan::copies), never shared.
-  std::optional<SlotId> fork_of;
-  SequenceId sequence;
-  std::vector<TokenId> tokens;       // prompt and committed output
+  std::optional<SlotId> fork_of = {};
+  SequenceId sequence = {};
+  std::vector<TokenId> tokens = {};  // prompt and committed output
   int32_t num_prompt_tokens = 0;     // how many of all its tokens are prompt
   // In order of position. They may hold computed positions already (a cached prefix): the first row may start anywhere
   // that they cover.
-  std::vector<BlockId> blocks;
+  std::vector<BlockId> blocks = {};
   SamplingParams sampling;
   friend bool operator==(const SlotOpen&, const SlotOpen&) = default;
 };
 struct SlotAppend {
-  SlotId slot;
-  std::vector<BlockId> blocks;
+  SlotId slot = {};
+  std::vector<BlockId> blocks = {};
   friend bool operator==(const SlotAppend&, const SlotAppend&) = default;
 };
 struct BlockCopy {
-  BlockId from;
-  BlockId to;
+  BlockId from = {};
+  BlockId to = {};
   friend bool operator==(const BlockCopy&, const BlockCopy&) = default;
 };
 // A token that an earlier step is still computing: sample number `sample` of that step.
 struct TokenSource {
-  StepId step;
+  StepId step = {};
   int32_t sample = 0;
   friend bool operator==(const TokenSource&, const TokenSource&) = default;
 };
 // Consecutive tokens of one sequence; prompt chunk and decode are the same thing with different lengths.
 struct StepRow {
-  SlotId slot;
+  SlotId slot = {};
   int32_t first_position = 0;        // of the first token, in the sequence
   int32_t num_tokens = 0;            // taken from StepPlan::tokens in row order; a fed-back token has a placeholder (0) there
-  std::optional<TokenSource> first_token;  // present: num_tokens is 1 and the token is fed back between the workers
+  std::optional<TokenSource> first_token = {};  // present: num_tokens is 1 and the token is fed back between the workers
   friend bool operator==(const StepRow&, const StepRow&) = default;
 };
 // A place where the head is applied. The token belongs to a row of the sample's own slot or, for the first draw of a
@@ -87,7 +87,7 @@ struct Sample {
     kVerify,  // as kScore, of a drafted token
   };
   Kind kind = Kind::kDraw;
-  SlotId slot;                       // whose parameters and counters apply
+  SlotId slot = {};  // whose parameters and counters apply
   int32_t token_index = 0;           // the head is applied to this one of StepPlan::tokens
   TokenId target = 0;                // kScore, kVerify
   friend bool operator==(const Sample&, const Sample&) = default;
@@ -96,15 +96,15 @@ struct Sample {
 // One forward pass. Order of effects: closes, opens, appends, copies, rows, samples. Within StepPlan::samples order is
 // the coordinator's; a slot has at most one kDraw sample in a plan.
 struct StepPlan {
-  StepId id;
-  Epoch epoch;
-  std::vector<SlotOpen> opened;
-  std::vector<SlotAppend> appended;
-  std::vector<SlotId> closed;
-  std::vector<BlockCopy> copies;     // done before anything is written
-  std::vector<StepRow> rows;
-  std::vector<TokenId> tokens;       // of all rows, one row after another
-  std::vector<Sample> samples;
+  StepId id = {};
+  Epoch epoch = {};
+  std::vector<SlotOpen> opened = {};
+  std::vector<SlotAppend> appended = {};
+  std::vector<SlotId> closed = {};
+  std::vector<BlockCopy> copies = {};  // done before anything is written
+  std::vector<StepRow> rows = {};
+  std::vector<TokenId> tokens = {};  // of all rows, one row after another
+  std::vector<Sample> samples = {};
   friend bool operator==(const StepPlan&, const StepPlan&) = default;
 };
 
@@ -118,22 +118,22 @@ struct SampleResult {
   bool finite = true;                // false: some logit was NaN or infinite and no token was drawn (token is 0)
   float logprob = 0;                 // of `token`; set if num_logprobs >= 0 or the kind is not kDraw
   int32_t rank = 0;                  // 1 = most likely of the vocabulary; set together with logprob
-  std::vector<TokenLogprob> top;     // num_logprobs most likely, best first
+  std::vector<TokenLogprob> top = {};  // num_logprobs most likely, best first
   friend bool operator==(const SampleResult&, const SampleResult&) = default;
 };
 struct RankTiming {
-  Rank rank;
-  absl::Duration busy;               // computing
-  absl::Duration waiting;            // in collectives, receives and for fed-back tokens
+  Rank rank = {};
+  absl::Duration busy = {};  // computing
+  absl::Duration waiting = {};  // in collectives, receives and for fed-back tokens
   friend bool operator==(const RankTiming&, const RankTiming&) = default;
 };
 // The answer. Only the first shard of the last stage fills `samples` (one per Sample, same order); each other rank
 // acknowledges with its timing, and the link merges them.
 struct StepResult {
-  StepId id;
-  Epoch epoch;
-  std::vector<SampleResult> samples;
-  std::vector<RankTiming> timings;
+  StepId id = {};
+  Epoch epoch = {};
+  std::vector<SampleResult> samples = {};
+  std::vector<RankTiming> timings = {};
   friend bool operator==(const StepResult&, const StepResult&) = default;
 };
 
