@@ -22,6 +22,17 @@ inline constexpr int32_t kMaxUnprovenConnections = 64;  // strangers on a listen
 // Collectives.
 inline constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // between two ranks
 
+// Models. Together they keep the number of parameters, in bytes, within int64.
+inline constexpr int32_t kMaxLayers = 4096;
+inline constexpr int32_t kMaxModelWidth = 1 << 22;      // hidden and feed-forward
+inline constexpr int32_t kMaxHeads = 1 << 14;
+inline constexpr int32_t kMaxHeadDim = 1024;
+
+// Checkpoints. The format's own reader has the same bound on headers.
+inline constexpr int64_t kMaxSafetensorsHeaderBytes = int64_t{100} * 1000 * 1000;
+inline constexpr int32_t kMaxTensorsPerFile = 100 * 1000;
+inline constexpr int32_t kMaxCheckpointFiles = 4096;
+
 // Steps.
 inline constexpr int32_t kMaxSequences = 4096;          // slots
 inline constexpr int32_t kMaxStepTokens = 1 << 20;

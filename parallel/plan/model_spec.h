@@ -8,25 +8,10 @@
 #include <vector>
 
 #include "parallel/base/status.h"
+#include "parallel/plan/rope.h"
 #include "parallel/tensor/tensor.h"
 
 namespace polyreme::plan {
-
-// Rotary position embedding, half-split form. Frequencies: Su et al. 2021 and the scalings named by rope_type.
-struct RopeSpec {
-  enum class Type { kDefault, kLinear, kLlama3, kYarn };
-  Type type = Type::kDefault;
-  double theta = 10000.0;
-  double factor = 1.0;                     // all but kDefault
-  double low_freq_factor = 1.0;            // kLlama3
-  double high_freq_factor = 4.0;           // kLlama3
-  double beta_fast = 32.0;                 // kYarn
-  double beta_slow = 1.0;                  // kYarn
-  double attention_factor = 1.0;           // multiplies cos and sin; already resolved (kYarn's default, mscale)
-  int64_t original_max_positions = 0;      // kLlama3, kYarn
-  bool truncate = true;                    // kYarn: whole dimensions at the ramp's ends
-  friend bool operator==(const RopeSpec&, const RopeSpec&) = default;
-};
 
 struct ModelSpec {
   enum class Family { kLlama, kQwen2, kQwen3 };
@@ -43,7 +28,7 @@ struct ModelSpec {
   int64_t max_positions = 0;
   double norm_epsilon = 1e-5;
   bool qkv_bias = false;
-  bool attention_out_bias = false;
+  bool attention_out_bias = false;         // of o_proj
   bool mlp_bias = false;
   bool qk_norm = false;                    // RMSNorm over each head of q and k before rotation (Qwen3)
   bool tied_head = false;
@@ -55,15 +40,22 @@ struct ModelSpec {
 };
 
 // From the text of config.json, Transformers 4 and 5 spellings. InvalidArgument names the key: missing, of another type,
-// out of range, or one that would change the result and is not implemented (live sliding window, clip_qkv, quantization_config, MoE keys,
-// an unknown rope_type or architecture, loop_num, ...).
-absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_json);
+// out of range, or one that would change the result and is not implemented (live sliding window, clip_qkv,
+// quantization_config, MoE keys, an unknown rope_type or architecture, loop_num, ...).
+// notes: if not null, gets a line for each key that is not known and was ignored.
+absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_json,
+                                         std::vector<std::string>* notes = nullptr);
+// The eos_token_id of a generation_config.json: none, one or several. InvalidArgument as above.
+absl::StatusOr<std::vector<int32_t>> ParseGenerationEosTokens(std::string_view generation_json,
+                                                              int64_t vocabulary);
 // Reads DIR/config.json and, where it is there, DIR/generation_config.json (its eos_token_id wins).
-absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& directory);
+absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& directory,
+                                        std::vector<std::string>* notes = nullptr);
 
-// Inverse frequencies [head_dim / 2], after scaling. cos and sin are multiplied by spec.attention_factor.
-std::vector<double> InverseFrequencies(const RopeSpec& spec, int64_t head_dim);
-
+// Elements of all tensors; a tied head is counted once.
 int64_t NumParameters(const ModelSpec& spec);
+// Of one layer, and of the embedding (the head, if it is apart, has as many).
+int64_t NumLayerParameters(const ModelSpec& spec);
+int64_t NumEmbeddingParameters(const ModelSpec& spec);
 
 }  // namespace polyreme::plan

@@ -22,7 +22,7 @@ struct Shard {
   Range vocab_rows;       // may reach beyond the vocabulary: rows past it are padding
   bool has_embedding = false;   // first stage
   bool has_head = false;        // last stage
-  int64_t weight_bytes = 0;     // in the checkpoint's dtype
+  int64_t weight_bytes = 0;     // in the checkpoint's dtype; a tied head on the embedding's own stage costs nothing
   int64_t kv_bytes_per_block = 0;
   friend bool operator==(const Shard&, const Shard&) = default;
 };
@@ -41,10 +41,12 @@ class ShardPlan {
   const Shard& ShardOf(Rank rank) const { return shards_[static_cast<size_t>(rank.value)]; }
   const Topology& topology() const { return topology_; }
   int64_t padded_vocabulary() const { return padded_vocabulary_; }
-  // True if every sum over a sharded axis has the same bits as on one rank (limits::kSumSegments divides the axes and is
-  // divisible by the number of shards).
+  // True if every sum over a sharded axis has the same bits as on one rank: the number of shards divides
+  // limits::kSumSegments, and no axis has fewer columns than segments.
   bool exact_sums() const { return exact_sums_; }
-  // A table for people: a row per rank.
+  // Shards that hold the same key-value head; 1 if none is repeated.
+  int32_t kv_repeats() const { return kv_repeats_; }
+  // A table for people: a row per rank, and what is repeated, padded or not exact.
   std::string Explain() const;
 
  private:
@@ -52,7 +54,15 @@ class ShardPlan {
   Topology topology_;
   std::vector<Shard> shards_;
   int64_t padded_vocabulary_ = 0;
+  int64_t vocabulary_ = 0;
   bool exact_sums_ = true;
+  int32_t kv_repeats_ = 1;
 };
+
+// Where the segments of a sum over an axis of `axis` columns end, for one shard: ascending, counted from the first column
+// of its part, the last is the part's length. Segment i of the whole axis is [i axis / 8, (i + 1) axis / 8), rounded down;
+// each shard of 1, 2, 4 or 8 holds whole segments. One segment where that cannot be (see exact_sums).
+// axis is a multiple of `shards`. Pure.
+std::vector<int64_t> SumSegmentEnds(int64_t axis, int32_t shards, int32_t shard);
 
 }  // namespace polyreme::plan
