@@ -1,0 +1,266 @@
+#include "coordinator/sched/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace polyreme::sched {
+
+Scheduler::Scheduler(const SchedulerLimits& limits, BlockAllocator& blocks)
+    : limits_(limits), blocks_(blocks), cohorts_(limits.stages) {
+  CHECK(limits.max_num_seqs > 0 && limits.max_num_batched_tokens > 0 && limits.max_waiting > 0 &&
+        limits.step.num_slots > 0 && limits.step.max_step_samples > 0);
+  CHECK(limits.max_num_batched_tokens <= limits.step.max_step_tokens, "{} tokens of a step of {}",
+        limits.max_num_batched_tokens, limits.step.max_step_tokens);
+  CHECK(limits.stages + 1 <= limits.step.max_steps_in_flight, "{} stages, {} steps in flight",
+        limits.stages, limits.step.max_steps_in_flight);
+  CHECK(blocks.num_blocks() == limits.step.num_blocks &&
+        blocks.tokens_per_block() == limits.step.tokens_per_block);
+  for (int32_t i = limits.step.num_slots - 1; i >= 0; --i) free_slots_.push_back(SlotId{i});
+  records_.resize(static_cast<size_t>(limits.stages + 1));
+}
+
+Scheduler::~Scheduler() = default;
+
+absl::Status Scheduler::CheckFits(const SchedulerLimits& limits, int32_t num_prompt_tokens,
+                                  int32_t max_tokens) {
+  if (num_prompt_tokens < 1 || num_prompt_tokens > limits.step.max_model_len) {
+    return InvalidArgument("prompt: expected 1 to {} tokens, got {}", limits.step.max_model_len,
+                           num_prompt_tokens);
+  }
+  const int64_t capacity = int64_t{limits.step.num_blocks} * limits.step.tokens_per_block;
+  const int64_t positions = int64_t{num_prompt_tokens} + std::max(0, max_tokens - 1);
+  const int64_t needed = std::min<int64_t>(positions, limits.step.max_model_len);
+  if (needed > capacity) {
+    return InvalidArgument("prompt and max_tokens: expected at most {} tokens, which is all the "
+                           "cache there is, got {} + {}",
+                           capacity, num_prompt_tokens, max_tokens);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Admit(std::unique_ptr<Sequence> sequence) {
+  RETURN_IF_ERROR(
+      CheckFits(limits_, sequence->num_prompt_tokens(), sequence->max_output_tokens()));
+  if (num_waiting() >= limits_.max_waiting) {
+    return ResourceExhausted("{} sequences are waiting, as many as may", limits_.max_waiting);
+  }
+  sequence->set_arrival(next_arrival_++);
+  Sequence* borrowed = sequence.get();
+  const bool is_new = sequences_.try_emplace(borrowed->id(), std::move(sequence)).second;
+  CHECK(is_new, "sequence {} is known", borrowed->id().value);
+  waiting_.insert(borrowed);
+  return absl::OkStatus();
+}
+
+void Scheduler::Cancel(SequenceId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end() || found->second->state() == Sequence::State::kFinished) return;
+  End(*found->second);
+}
+
+StepRecord& Scheduler::RecordAt(int32_t age) {
+  return records_[static_cast<size_t>(oldest_ + age) % records_.size()];
+}
+
+const step::StepPlan* Scheduler::Plan() {
+  if (num_in_flight_ == static_cast<int32_t>(records_.size())) return nullptr;
+  for (int32_t i = 0; i < limits_.stages; ++i) {
+    const int32_t cohort = (next_cohort_ + i) % limits_.stages;
+    builder_.Start(next_step_, epoch_,
+                   {limits_.max_num_batched_tokens, limits_.step.max_step_samples},
+                   &RecordAt(num_in_flight_));
+    PlanCohort(cohort);
+    if (builder_.empty()) continue;
+    next_cohort_ = (cohort + 1) % limits_.stages;
+    ++next_step_.value;
+    ++num_in_flight_;
+    return &builder_.Finish(closed_);
+  }
+  return nullptr;
+}
+
+void Scheduler::PlanCohort(int32_t cohort) {
+  cohorts_.Balance(cohort);
+  const int64_t preemptions_before = num_preemptions_;
+  PlanRunning(cohort);
+  // Blocks were just taken from somebody who runs: this is no time to let others in.
+  if (num_preemptions_ == preemptions_before) PlanWaiting(cohort);
+}
+
+void Scheduler::PlanRunning(int32_t cohort) {
+  // By index: planning a row may preempt sequences that stand after it.
+  const std::vector<Sequence*>& members = cohorts_.at(cohort);
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (members[i]->num_to_plan() == 1) TryAddRow(*members[i]);
+  }
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (members[i]->num_to_plan() > 1) TryAddRow(*members[i]);
+  }
+}
+
+void Scheduler::PlanWaiting(int32_t cohort) {
+  const int32_t most = std::min(limits_.max_num_seqs, limits_.step.num_slots);
+  while (!waiting_.empty() && num_running() < most) {
+    if (!cohorts_.HasRoom(cohort, std::min(most, num_running() + num_waiting()))) return;
+    Sequence& sequence = **waiting_.begin();
+    // After a preemption its last steps may still be in flight: their tokens belong into the slot.
+    if (sequence.steps_in_flight() > 0 || builder_.RoomFor(sequence) == 0) return;
+    if (!FitsBesideRunning(Demand(sequence))) return;
+    Open(sequence, cohort, 0);
+    TryAddRow(sequence);
+    CHECK(sequence.last_step() == next_step_, "sequence {} was opened without a row",
+          sequence.id().value);
+  }
+}
+
+void Scheduler::TryAddRow(Sequence& sequence) {
+  const int32_t wanted = builder_.RoomFor(sequence);
+  if (wanted == 0) return;
+  const int32_t num_tokens = Reserve(sequence, wanted);
+  if (num_tokens > 0) builder_.AddRow(sequence, num_tokens);
+}
+
+int32_t Scheduler::Reserve(Sequence& sequence, int32_t wanted) {
+  const auto covered = [&] {
+    const int32_t positions =
+        static_cast<int32_t>(sequence.blocks().size()) * limits_.step.tokens_per_block;
+    return positions - sequence.num_planned();
+  };
+  while (covered() < wanted) {
+    std::optional<BlockId> block = blocks_.Take();
+    if (!block.has_value() && covered() == 0) block = TakeByPreempting(sequence);
+    if (!block.has_value()) break;
+    sequence.AddBlock(*block);
+  }
+  return std::min(wanted, covered());
+}
+
+std::optional<BlockId> Scheduler::TakeByPreempting(const Sequence& sequence) {
+  // Who has a row in this plan already is spared: then the plan is not empty, and this sequence's turn comes later.
+  while (Sequence* victim = cohorts_.YoungestAfter(sequence, next_step_)) {
+    Preempt(*victim);
+    if (std::optional<BlockId> block = blocks_.Take(); block.has_value()) return block;
+  }
+  return std::nullopt;
+}
+
+int32_t Scheduler::Demand(const Sequence& sequence) const {
+  const int32_t grown =
+      std::min(sequence.num_known() + limits_.step.tokens_per_block, sequence.max_positions());
+  const int32_t held = static_cast<int32_t>(sequence.blocks().size());
+  return std::max(0, blocks_.BlocksFor(grown) - held);
+}
+
+bool Scheduler::FitsBesideRunning(int32_t demand) const {
+  int64_t promised = demand;
+  for (int32_t cohort = 0; cohort < cohorts_.num_cohorts(); ++cohort) {
+    for (const Sequence* running : cohorts_.at(cohort)) promised += Demand(*running);
+  }
+  return promised <= blocks_.num_free();
+}
+
+void Scheduler::Open(Sequence& sequence, int32_t cohort, int32_t num_shared_blocks) {
+  waiting_.erase(&sequence);
+  sequence.ReserveMemory(limits_.step.tokens_per_block);
+  sequence.Open(free_slots_.back(), num_shared_blocks * limits_.step.tokens_per_block);
+  free_slots_.pop_back();
+  cohorts_.Insert(cohort, &sequence);
+  builder_.Open(sequence);
+}
+
+void Scheduler::LeaveRunning(Sequence& sequence, Sequence::State next) {
+  cohorts_.Remove(&sequence);
+  closed_.push_back(sequence.slot());
+  free_slots_.push_back(sequence.slot());
+  sequence.ReleaseBlocks(blocks_);
+  sequence.Close(next);
+}
+
+void Scheduler::Preempt(Sequence& sequence) {
+  LeaveRunning(sequence, Sequence::State::kWaiting);
+  waiting_.insert(&sequence);
+  ++num_preemptions_;
+}
+
+void Scheduler::End(Sequence& sequence) {
+  if (sequence.state() == Sequence::State::kRunning) {
+    LeaveRunning(sequence, Sequence::State::kFinished);
+  } else {
+    waiting_.erase(&sequence);
+    sequence.Close(Sequence::State::kFinished);
+  }
+  // Records of steps in flight point to it.
+  if (sequence.steps_in_flight() == 0) sequences_.erase(sequence.id());
+}
+
+absl::StatusOr<absl::Span<const TokenEvent>> Scheduler::Commit(const step::StepResult& result) {
+  if (num_in_flight_ == 0) return Internal("step {}: none is in flight", result.id.value);
+  const StepRecord& record = RecordAt(0);
+  if (result.id != record.id || result.epoch != epoch_) {
+    return Internal("expected an answer to step {} of epoch {}, got step {} of epoch {}",
+                    record.id.value, epoch_.value, result.id.value, result.epoch.value);
+  }
+  if (std::ssize(result.samples) != record.num_samples) {
+    return Internal("step {}: expected {} samples, got {}", record.id.value, record.num_samples,
+                    result.samples.size());
+  }
+  events_.clear();
+  for (const RowRecord& row : record.rows) CommitRow(row, result);
+  oldest_ = (oldest_ + 1) % static_cast<int32_t>(records_.size());
+  --num_in_flight_;
+  return absl::MakeConstSpan(events_);
+}
+
+void Scheduler::CommitRow(const RowRecord& row, const step::StepResult& result) {
+  Sequence& sequence = *row.sequence;
+  const SequenceId id = sequence.id();
+  sequence.CommitRow();
+  if (sequence.state() == Sequence::State::kFinished) {
+    if (sequence.steps_in_flight() == 0) sequences_.erase(id);
+    return;
+  }
+  using Kind = TokenEvent::Kind;
+  const int32_t num_samples = row.num_scores + (row.draws ? 1 : 0);
+  for (int32_t i = row.first_sample; i < row.first_sample + num_samples; ++i) {
+    const step::SampleResult& sample = result.samples[static_cast<size_t>(i)];
+    if (!sample.finite) {
+      events_.push_back({id, Kind::kEnd, 0, -1, Finish::kNotFinite});
+      return End(sequence);
+    }
+    if (i < row.first_sample + row.num_scores) {
+      sequence.CommitScore();
+      events_.push_back({id, Kind::kPromptScore, sample.token, i, Finish::kNone});
+      continue;
+    }
+    const Finish finish = sequence.CommitDraw(sample.token);
+    events_.push_back({id, Kind::kToken, sample.token, i, finish});
+    if (finish != Finish::kNone) return End(sequence);
+  }
+  if (row.ends_prompt && sequence.max_output_tokens() == 0) {
+    events_.push_back({id, Kind::kEnd, 0, -1, Finish::kLength});
+    End(sequence);
+  }
+}
+
+void Scheduler::Rewind(Epoch epoch) {
+  epoch_ = epoch;
+  next_step_ = StepId{0};
+  next_cohort_ = 0;
+  oldest_ = 0;
+  num_in_flight_ = 0;
+  for (int32_t cohort = 0; cohort < cohorts_.num_cohorts(); ++cohort) {
+    while (!cohorts_.at(cohort).empty()) {
+      Sequence& sequence = *cohorts_.at(cohort).back();
+      LeaveRunning(sequence, Sequence::State::kWaiting);
+      waiting_.insert(&sequence);
+    }
+  }
+  closed_.clear();   // the workers start with an empty slot table
+  for (auto it = sequences_.begin(); it != sequences_.end();) {
+    it->second->ForgetSteps();
+    const auto current = it++;
+    if (current->second->state() == Sequence::State::kFinished) sequences_.erase(current);
+  }
+}
+
+}  // namespace polyreme::sched
