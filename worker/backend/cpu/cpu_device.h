@@ -1,0 +1,61 @@
+// The CPU as a device: memory straight from the system, and a lane that runs its work at once on the calling thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "parallel/tensor/device.h"
+
+namespace polyreme::backend {
+
+class CpuLane final : public Lane {
+ public:
+  explicit CpuLane(Buffer arena) : arena_(std::move(arena)) {}
+
+  bool ok() const override { return !failed_.load(std::memory_order_acquire); }
+  absl::Status status() const override;
+  void Fail(absl::Status why) override;
+  // A hook set after the failure runs at once.
+  void SetFailureHook(std::function<void(const absl::Status&)> hook) override;
+
+  TensorView Scratch(DType dtype, const Shape& shape) override;
+  void Rewind() override { used_ = 0; }
+  int64_t SaveScratch() const override { return used_; }
+  void RestoreScratch(int64_t watermark) override;
+
+  // All work before a mark is done when Mark returns, so that Wait only reports the first error.
+  LaneMark Mark() override { return {++marks_}; }
+  absl::Status Wait(LaneMark mark, absl::Time deadline) override;
+  void Replay(const ReplayKey& key, absl::FunctionRef<void()> body) override;
+
+ private:
+  Buffer arena_;
+  int64_t used_ = 0;
+  int64_t marks_ = 0;
+  std::atomic<bool> failed_{false};
+  mutable std::mutex mutex_;
+  absl::Status first_error_ ABSL_GUARDED_BY(mutex_);
+  std::function<void(const absl::Status&)> hook_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Buffers are fresh anonymous mappings: zeroed, at least 64-byte aligned, and pages that nobody touches cost nothing.
+class CpuDevice final : public Device {
+ public:
+  std::string name() const override;  // the processor's, as it calls itself
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Lane>> MakeLane(int64_t scratch_bytes) override;
+  absl::Status CopyFromHost(const void* from, int64_t bytes, void* to) override;
+  absl::Status CopyToHost(const void* from, int64_t bytes, void* to) override;
+  void Upload(Lane& lane, const void* from, int64_t bytes, void* to) override;
+  void Download(Lane& lane, const void* from, int64_t bytes, void* to) override;
+  absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override { return Allocate(bytes); }
+  // What the system could give without swapping, within this process's control group.
+  int64_t FreeBytes() const override;
+};
+
+}  // namespace polyreme::backend

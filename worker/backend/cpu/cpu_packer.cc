@@ -1,0 +1,92 @@
+#include "worker/backend/cpu/cpu_packer.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "worker/backend/cpu/kernels.h"
+
+namespace polyreme::backend {
+namespace {
+
+using weights::WeightSource;
+// First bytes of the rows of one panel; null for a row of zeros.
+using PanelRows = std::array<const std::byte*, cpu::kLanes>;
+
+PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
+  PanelRows rows{};
+  int64_t block_begin = 0;
+  for (const WeightSource::RowBlock& block : source.blocks) {
+    const int64_t block_end = block_begin + block.rows;
+    const int64_t begin = std::max(block_begin, panel * cpu::kLanes);
+    const int64_t end = std::min(block_end, (panel + 1) * cpu::kLanes);
+    for (int64_t n = begin; n < end && block.data != nullptr; ++n) {
+      rows[static_cast<size_t>(n % cpu::kLanes)] =
+          block.data + (n - block_begin) * block.row_stride_bytes;
+    }
+    block_begin = block_end;
+  }
+  return rows;
+}
+
+// memcpy, because a mapped file promises no alignment. The panel is already zero where there is no row.
+template <class Element>
+void PackPanel(const PanelRows& rows, int64_t cols, std::byte* panel) {
+  for (int64_t n = 0; n < cpu::kLanes; ++n) {
+    const std::byte* from = rows[static_cast<size_t>(n)];
+    if (from == nullptr) continue;
+    std::byte* to = panel + n * static_cast<int64_t>(sizeof(Element));
+    for (int64_t k = 0; k < cols; ++k) {
+      std::memcpy(to, from, sizeof(Element));
+      from += sizeof(Element);
+      to += cpu::kLanes * static_cast<int64_t>(sizeof(Element));
+    }
+  }
+}
+
+void CheckSource(const WeightSource& source) {
+  CHECK(source.cols > 0, "a weight of {} columns", source.cols);
+  CHECK(static_cast<int32_t>(source.segment_ends.size()) <= limits::kSumSegments);
+  CHECK(std::is_sorted(source.segment_ends.begin(), source.segment_ends.end()));
+  CHECK(source.segment_ends.empty() || (source.segment_ends.front() >= 0 && source.segment_ends.back() == source.cols),
+        "segments end at {} of {} columns", source.segment_ends.back(), source.cols);
+}
+
+}  // namespace
+
+absl::StatusOr<weights::Weight> CpuPacker::Pack(const WeightSource& source) {
+  if (!IsFloat(source.dtype)) {
+    return InvalidArgument("expected a weight of float32, float16 or bfloat16, got {}",
+                           NameOf(source.dtype));
+  }
+  CheckSource(source);
+  weights::Weight weight;
+  for (const WeightSource::RowBlock& block : source.blocks) weight.rows += block.rows;
+  weight.cols = source.cols;
+  weight.dtype = source.dtype;
+  weight.segment_ends = source.segment_ends;
+  if (weight.segment_ends.empty()) weight.segment_ends = {source.cols};
+
+  const int64_t num_panels = (weight.rows + cpu::kLanes - 1) / cpu::kLanes;
+  const int64_t panel_bytes = source.cols * cpu::kLanes * SizeOf(source.dtype);
+  ASSIGN_OR_RETURN(weight.bytes, device_.Allocate(num_panels * panel_bytes));
+  auto* bytes = static_cast<std::byte*>(weight.bytes.data());
+  pool_.ParallelFor(num_panels, [&](int64_t panel) {
+    const PanelRows rows = RowsOfPanel(source, panel);
+    if (SizeOf(source.dtype) == 2) {
+      PackPanel<uint16_t>(rows, source.cols, bytes + panel * panel_bytes);
+    } else {
+      PackPanel<float>(rows, source.cols, bytes + panel * panel_bytes);
+    }
+  });
+  return weight;
+}
+
+absl::StatusOr<Buffer> CpuPacker::PackVector(absl::Span<const float> values) {
+  const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
+  ASSIGN_OR_RETURN(Buffer buffer, device_.Allocate(bytes));
+  RETURN_IF_ERROR(device_.CopyFromHost(values.data(), bytes, buffer.data()));
+  return buffer;
+}
+
+}  // namespace polyreme::backend
