@@ -71,11 +71,14 @@ inline constexpr int64_t kMaxJsonBytes = int64_t{512} << 20;
 // HTTP.
 inline constexpr int64_t kMaxHttpHeaderBytes = 32 << 10;
 inline constexpr int64_t kMaxHttpBodyBytes = int64_t{32} << 20;
+inline constexpr int64_t kMaxHttpBodiesBytes = int64_t{512} << 20;  // of all requests being read or answered
+inline constexpr int64_t kMaxHttpPendingBytes = int64_t{4} << 20;   // written to one client and not yet sent
 inline constexpr int32_t kMaxHttpConnections = 4096;
 inline constexpr absl::Duration kHttpHeaderDeadline = absl::Seconds(10);
 inline constexpr absl::Duration kHttpBodyDeadline = absl::Seconds(60);
 inline constexpr absl::Duration kHttpIdleDeadline = absl::Seconds(75);
 inline constexpr absl::Duration kHttpWriteDeadline = absl::Seconds(60);
+inline constexpr absl::Duration kHttpLingerDeadline = absl::Seconds(2);
 
 // Waits inside the cluster.
 inline constexpr absl::Duration kStepPatience = absl::Seconds(120);
