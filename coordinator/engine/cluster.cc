@@ -1,0 +1,364 @@
+#include "coordinator/engine/cluster.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "coordinator/engine/peers.h"
+#include "coordinator/engine/result_merger.h"
+#include "parallel/base/bounded_queue.h"
+#include "parallel/base/clock.h"
+#include "parallel/base/limits.h"
+#include "parallel/base/log.h"
+#include "parallel/launch/call_proof.h"
+#include "parallel/launch/rendezvous.h"
+#include "parallel/wire/codec.h"
+#include "proto/worker.grpc.pb.h"
+
+namespace polyreme::engine {
+namespace {
+
+namespace pb = ::polyreme::cluster::v1;
+
+using Outbox = BoundedQueue<pb::CoordinatorMessage>;
+// Start, Stop and every plan that may be in flight.
+constexpr size_t kOutboxCapacity = limits::kMaxStepsInFlight + 8;
+// Loading has no size known in advance; a rank that reports no progress for this long is stuck.
+constexpr absl::Duration kLoadPatience = absl::Seconds(300);
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), Message(status));
+}
+
+}  // namespace
+
+// The listener's service and everything behind it. gRPC's synchronous interface: one thread per open call, two per worker.
+class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
+ public:
+  explicit Impl(const ClusterOptions& options)
+      : options_(options),
+        guard_(options.job_token),
+        peers_(PeerIdentity{0, options.topology.world_size(), "", 0, options.build_id,
+                            options.settings, options.checkpoint}),
+        results_(options.topology.world_size(), options.epoch) {}
+
+  absl::Status Listen();
+  std::string address() const { return fmt::format("{}:{}", options_.listen_address, port_); }
+  absl::Status WaitUntilReady();
+  int32_t num_blocks() const { return num_blocks_; }
+  std::vector<RankReport> reports() const;
+  void Stop(const absl::Status& why, absl::Time deadline);
+
+  // WorkerLink.
+  absl::Status Submit(const step::StepPlan& plan) override;
+  absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) override {
+    return results_.Await(step, deadline);
+  }
+  void Abort(Epoch epoch) noexcept override;
+
+  // pb::Cluster::Service.
+  grpc::Status Join(grpc::ServerContext* context, const pb::JoinRequest* request,
+                    pb::JoinReply* reply) override;
+  grpc::Status Put(grpc::ServerContext* context, const pb::PutRequest* request,
+                   pb::PutReply* reply) override;
+  grpc::Status Wait(grpc::ServerContext* context, const pb::WaitRequest* request,
+                    pb::WaitReply* reply) override;
+  grpc::Status Attach(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<pb::CoordinatorMessage, pb::WorkerMessage>* stream) override;
+
+ private:
+  absl::Status CheckProof(const grpc::ServerContext& context, std::string_view method);
+  void Fail(absl::Status why);
+  void OnMessage(int32_t rank, const pb::WorkerMessage& message);
+  absl::Status WaitUntilLoaded();
+  absl::StatusOr<int32_t> ChooseNumBlocks() const;
+  absl::Status Broadcast(const pb::CoordinatorMessage& message);
+  void CloseStreams(absl::Time deadline);
+
+  const ClusterOptions options_;
+  launch::CallGuard guard_;
+  launch::InMemoryRendezvous meeting_;
+  Peers peers_;
+  ResultMerger results_;
+  std::unique_ptr<grpc::Server> server_;
+  int port_ = 0;
+  int32_t num_blocks_ = 0;
+
+  mutable std::mutex mutex_;
+  std::condition_variable streams_changed_;
+  std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;  // guarded by mutex_; one per open stream
+  bool stopping_ = false;                                // guarded by mutex_
+};
+
+absl::Status Cluster::Impl::Listen() {
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(fmt::format("{}:{}", options_.listen_address, options_.port),
+                           grpc::InsecureServerCredentials(), &port_);
+  builder.RegisterService(this);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(limits::kMaxWireMessageBytes));
+  builder.SetMaxSendMessageSize(static_cast<int>(limits::kMaxWireMessageBytes));
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port_ == 0) {
+    return Unavailable("cannot listen for workers on {}:{}: the port is taken or the address is not of this host",
+                       options_.listen_address, options_.port);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::Impl::CheckProof(const grpc::ServerContext& context,
+                                       std::string_view method) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(launch::kProofHeader);
+  const std::string proof =
+      found == metadata.end() ? "" : std::string(found->second.data(), found->second.size());
+  return guard_.Check(proof, method);
+}
+
+grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinRequest* request,
+                                 pb::JoinReply* reply) {
+  if (absl::Status s = CheckProof(*context, "Join"); !s.ok()) return ToGrpc(s);
+  const PeerIdentity identity{request->rank(),     request->world_size(), request->host(),
+                              request->pid(),      request->build_id(),   request->config(),
+                              request->checkpoint()};
+  if (absl::Status s = peers_.Join(identity); !s.ok()) return ToGrpc(s);
+  reply->set_epoch(options_.epoch.value);
+  reply->set_proof(launch::AnswerChallenge(options_.job_token, request->challenge()));
+  return grpc::Status::OK;
+}
+
+grpc::Status Cluster::Impl::Put(grpc::ServerContext* context, const pb::PutRequest* request,
+                                pb::PutReply*) {
+  if (absl::Status s = CheckProof(*context, "Put"); !s.ok()) return ToGrpc(s);
+  return ToGrpc(meeting_.Put(request->key(), request->value()));
+}
+
+grpc::Status Cluster::Impl::Wait(grpc::ServerContext* context, const pb::WaitRequest* request,
+                                 pb::WaitReply* reply) {
+  if (absl::Status s = CheckProof(*context, "Wait"); !s.ok()) return ToGrpc(s);
+  const absl::Duration patience =
+      std::clamp(absl::Milliseconds(request->patience_ms()), absl::ZeroDuration(),
+                 2 * limits::kJoinGroupPatience);
+  absl::StatusOr<std::string> value = meeting_.Wait(request->key(), MonotonicNow() + patience);
+  if (!value.ok()) return ToGrpc(value.status());
+  reply->set_value(*std::move(value));
+  return grpc::Status::OK;
+}
+
+grpc::Status Cluster::Impl::Attach(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<pb::CoordinatorMessage, pb::WorkerMessage>* stream) {
+  if (absl::Status s = CheckProof(*context, "Attach"); !s.ok()) return ToGrpc(s);
+  pb::WorkerMessage message;
+  if (!stream->Read(&message) || !message.has_attach_rank()) {
+    return ToGrpc(InvalidArgument("the first message of a stream must name its rank"));
+  }
+  const int32_t rank = message.attach_rank();
+  if (absl::Status s = peers_.Attach(rank); !s.ok()) return ToGrpc(s);
+  const auto outbox = std::make_shared<Outbox>(kOutboxCapacity);
+  {
+    const std::lock_guard lock(mutex_);
+    outboxes_[rank] = outbox;
+  }
+  // One writer, one reader: a stream takes one write at a time.
+  std::thread writer([&] {
+    for (;;) {
+      absl::StatusOr<pb::CoordinatorMessage> next = outbox->Pop(absl::InfiniteFuture());
+      if (!next.ok() || !stream->Write(*next)) return;
+    }
+  });
+  while (stream->Read(&message)) OnMessage(rank, message);
+  {
+    const std::lock_guard lock(mutex_);
+    outboxes_.erase(rank);
+    streams_changed_.notify_all();
+    if (!stopping_) {
+      Fail(Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
+    }
+  }
+  outbox->Close(Cancelled("the stream is closed"));
+  writer.join();
+  return grpc::Status::OK;
+}
+
+void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
+  switch (message.body_case()) {
+    case pb::WorkerMessage::kProgress:
+      return peers_.SetProgress(rank, message.progress().bytes_done(),
+                                message.progress().bytes_total());
+    case pb::WorkerMessage::kLoaded:
+      return peers_.SetLoaded(rank, message.loaded().weight_bytes(),
+                              message.loaded().kv_bytes_per_block(),
+                              message.loaded().kv_bytes_budget());
+    case pb::WorkerMessage::kReady: {
+      Peers::Peer memory;
+      memory.weight_bytes = message.ready().weight_bytes();
+      memory.kv_bytes = message.ready().kv_bytes();
+      memory.scratch_bytes = message.ready().scratch_bytes();
+      memory.communicator_bytes = message.ready().communicator_bytes();
+      return peers_.SetReady(rank, memory);
+    }
+    case pb::WorkerMessage::kStepResult: {
+      absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.step_result());
+      if (!result.ok()) return Fail(Annotate(result.status(), peers_.NameOf(rank)));
+      return results_.Add(Rank{rank}, *std::move(result));
+    }
+    case pb::WorkerMessage::kFailed:
+      return Fail(Annotate(MakeStatus(static_cast<absl::StatusCode>(message.failed().code()),
+                                      message.failed().message()),
+                           peers_.NameOf(rank)));
+    default:
+      return Fail(Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
+  }
+}
+
+void Cluster::Impl::Fail(absl::Status why) {
+  CHECK(!why.ok());
+  results_.Fail(why);
+  meeting_.Close(why);
+  peers_.Fail(std::move(why));
+}
+
+absl::Status Cluster::Impl::WaitUntilLoaded() {
+  int64_t last_done = -1;
+  absl::Time last_change = MonotonicNow();
+  for (;;) {
+    const absl::Status status =
+        peers_.WaitFor(Peers::Phase::kLoaded, MonotonicNow() + absl::Seconds(1));
+    if (status.ok() || !absl::IsDeadlineExceeded(status)) return status;
+    int64_t done = 0;
+    int64_t total = 0;
+    for (const Peers::Peer& peer : peers_.snapshot()) {
+      done += peer.bytes_done;
+      total += peer.bytes_total;
+    }
+    if (done != last_done) {
+      last_done = done;
+      last_change = MonotonicNow();
+      if (total > 0) {
+        LogInfo("loading weights: {:3.0f} % of {:.2f} GiB", 100.0 * double(done) / double(total),
+                double(total) / 0x1p30);
+      }
+    } else if (MonotonicNow() - last_change > kLoadPatience) {
+      return status;
+    }
+  }
+}
+
+absl::StatusOr<int32_t> Cluster::Impl::ChooseNumBlocks() const {
+  if (options_.num_blocks > 0) return options_.num_blocks;
+  int64_t blocks = options_.num_blocks_max;
+  std::string who = "nobody";
+  for (const Peers::Peer& peer : peers_.snapshot()) {
+    if (peer.kv_bytes_per_block == 0) continue;
+    const int64_t here = peer.kv_bytes_budget / peer.kv_bytes_per_block;
+    if (here < blocks) {
+      blocks = here;
+      who = fmt::format("rank {} (host {}): {} bytes for the cache, {} bytes a block",
+                        peer.identity.rank, peer.identity.host, peer.kv_bytes_budget,
+                        peer.kv_bytes_per_block);
+    }
+  }
+  if (blocks < options_.num_blocks_min) {
+    return ResourceExhausted(
+        "the cache holds {} blocks, but one sequence of the full context needs {}; limited by {}. Give --kv-cache-memory-bytes "
+        "or a smaller --max-model-len",
+        blocks, options_.num_blocks_min, who);
+  }
+  return static_cast<int32_t>(blocks);
+}
+
+absl::Status Cluster::Impl::WaitUntilReady() {
+  RETURN_IF_ERROR(
+      peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
+  LogInfo("all {} ranks have joined ({})", options_.topology.world_size(),
+          options_.topology.ToString());
+  RETURN_IF_ERROR(WaitUntilLoaded());
+  ASSIGN_OR_RETURN(num_blocks_, ChooseNumBlocks());
+  pb::CoordinatorMessage start;
+  start.mutable_start()->set_epoch(options_.epoch.value);
+  start.mutable_start()->set_num_blocks(num_blocks_);
+  RETURN_IF_ERROR(Broadcast(start));
+  return peers_.WaitFor(Peers::Phase::kReady, MonotonicNow() + 2 * limits::kJoinGroupPatience);
+}
+
+std::vector<RankReport> Cluster::Impl::reports() const {
+  std::vector<RankReport> reports;
+  for (const Peers::Peer& peer : peers_.snapshot()) {
+    reports.push_back(RankReport{Rank{peer.identity.rank}, peer.identity.host, peer.identity.pid,
+                                 peer.weight_bytes, peer.kv_bytes, peer.scratch_bytes,
+                                 peer.communicator_bytes});
+  }
+  return reports;
+}
+
+absl::Status Cluster::Impl::Broadcast(const pb::CoordinatorMessage& message) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [rank, outbox] : outboxes_) {
+    RETURN_IF_ERROR(Annotate(outbox->TryPush(message), fmt::format("to rank {}", rank)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::Impl::Submit(const step::StepPlan& plan) {
+  RETURN_IF_ERROR(results_.Expect(plan.id));
+  pb::CoordinatorMessage message;
+  message.set_step_plan(wire::EncodePlan(plan));
+  return Broadcast(message);
+}
+
+void Cluster::Impl::Abort(Epoch epoch) noexcept {
+  if (epoch == options_.epoch) Fail(Unavailable("epoch {} was aborted", epoch.value));
+}
+
+void Cluster::Impl::Stop(const absl::Status& why, absl::Time deadline) {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  const absl::Status end = why.ok() ? Cancelled("the cluster is stopping") : why;
+  results_.Fail(end);
+  meeting_.Close(end);
+  peers_.Fail(end);
+  pb::CoordinatorMessage message;
+  message.mutable_stop()->set_code(static_cast<int32_t>(why.code()));
+  message.mutable_stop()->set_reason(Message(why));
+  // A worker that cannot take the word is ended by its own stream's end.
+  if (absl::Status s = Broadcast(message); !s.ok()) LogWarning("stopping: {}", Message(s));
+  CloseStreams(deadline);
+}
+
+void Cluster::Impl::CloseStreams(absl::Time deadline) {
+  {
+    std::unique_lock lock(mutex_);
+    streams_changed_.wait_until(lock, ToSteady(deadline), [&] { return outboxes_.empty(); });
+  }
+  if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+  server_.reset();
+}
+
+Cluster::Cluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Cluster::~Cluster() { impl_->Stop(absl::OkStatus(), MonotonicNow()); }
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Listen(const ClusterOptions& options) {
+  auto impl = std::make_unique<Impl>(options);
+  RETURN_IF_ERROR(impl->Listen());
+  return std::unique_ptr<Cluster>(new Cluster(std::move(impl)));
+}
+
+std::string Cluster::address() const { return impl_->address(); }
+absl::Status Cluster::WaitUntilReady() { return impl_->WaitUntilReady(); }
+int32_t Cluster::num_blocks() const { return impl_->num_blocks(); }
+std::vector<RankReport> Cluster::reports() const { return impl_->reports(); }
+WorkerLink& Cluster::link() { return *impl_; }
+void Cluster::Stop(const absl::Status& why, absl::Time deadline) { impl_->Stop(why, deadline); }
+
+}  // namespace polyreme::engine

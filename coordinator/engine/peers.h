@@ -1,0 +1,76 @@
+// The ranks of the cluster as the coordinator sees them: who came, what they run, how far they are. No network here.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "parallel/base/ids.h"
+#include "parallel/base/status.h"
+
+namespace polyreme::engine {
+
+// What a rank says of itself when it joins.
+struct PeerIdentity {
+  int32_t rank = -1;
+  int32_t world_size = 0;
+  std::string host;
+  int64_t pid = 0;
+  std::string build_id;
+  std::string settings;     // "name=value" lines
+  std::string checkpoint;
+};
+
+// Thread-safe: streams report, the coordinator's main waits.
+class Peers {
+ public:
+  enum class Phase { kAbsent, kJoined, kAttached, kLoaded, kReady };
+
+  struct Peer {
+    PeerIdentity identity;
+    Phase phase = Phase::kAbsent;
+    int64_t bytes_done = 0;
+    int64_t bytes_total = 0;
+    int64_t weight_bytes = 0;
+    int64_t kv_bytes_per_block = 0;
+    int64_t kv_bytes_budget = 0;
+    int64_t kv_bytes = 0;
+    int64_t scratch_bytes = 0;
+    int64_t communicator_bytes = 0;
+  };
+
+  // expected: what every rank must be like; its rank and host are the coordinator's.
+  explicit Peers(PeerIdentity expected);
+
+  // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends the launch, named by rank and host.
+  absl::Status Join(const PeerIdentity& peer);
+  // FailedPrecondition when the rank has not joined, or has attached already.
+  absl::Status Attach(int32_t rank);
+  void SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total);
+  void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block, int64_t kv_bytes_budget);
+  void SetReady(int32_t rank, const Peer& memory);
+  // The first failure stays and ends all waits.
+  void Fail(absl::Status why);
+
+  // Waits until every rank is at least at `phase`, or something failed, or `deadline`; the DeadlineExceeded names the ranks that are not.
+  absl::Status WaitFor(Phase phase, absl::Time deadline) const;
+  absl::Status failure() const;
+  std::vector<Peer> snapshot() const;
+  // "rank 2 (host b, pid 4711)"
+  std::string NameOf(int32_t rank) const;
+
+ private:
+  absl::Status Check(const PeerIdentity& peer) const;   // caller holds mutex_
+  bool AllAt(Phase phase) const;                        // caller holds mutex_
+
+  const PeerIdentity expected_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  std::vector<Peer> peers_;      // guarded by mutex_
+  absl::Status failure_;         // guarded by mutex_
+};
+
+}  // namespace polyreme::engine

@@ -1,0 +1,172 @@
+#include "deploy/cli/meeting.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "parallel/base/clock.h"
+#include "parallel/launch/job_token.h"
+
+namespace polyreme::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int32_t kPortBase = 23000;
+constexpr int32_t kPortSpan = 8000;
+
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
+  std::ifstream in(path);
+  if (!in) return NotFound("cannot read {}: {}", path, std::strerror(errno));
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+std::string TemporaryRoot() {
+  return launch::ProcessEnvironment()("TMPDIR").value_or("/tmp");
+}
+
+// A directory that only this user can enter; made, or found to be so.
+absl::Status MakePrivateDirectory(const std::string& directory) {
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FailedPrecondition("cannot make {}: {}", directory, std::strerror(errno));
+  }
+  struct stat info {};
+  if (lstat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid() ||
+      (info.st_mode & 077) != 0) {
+    return FailedPrecondition("{} is not a private directory of this user: remove it", directory);
+  }
+  return absl::OkStatus();
+}
+
+// Alone on a host: a fresh directory. Under a launcher: one that all ranks of the job can name.
+absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
+  if (!env.launched()) {
+    std::string pattern = TemporaryRoot() + "/polyreme-XXXXXX";
+    if (mkdtemp(pattern.data()) == nullptr) {
+      return FailedPrecondition("cannot make {}: {}", pattern, std::strerror(errno));
+    }
+    return pattern;
+  }
+  if (env.job_id.empty()) {
+    return InvalidArgument(
+        "{} ranks of one host, but {} names no job they share: give --coordinator HOST:PORT and {}",
+        env.world_size, launch::NameOf(env.launcher), kJobTokenVariable);
+  }
+  std::string name = env.job_id;
+  for (char& c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '-';
+  }
+  const std::string directory = fmt::format("{}/polyreme-{}-{}", TemporaryRoot(), geteuid(), name);
+  RETURN_IF_ERROR(MakePrivateDirectory(directory));
+  return directory;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> FindJobToken(const ServeConfig& config) {
+  std::string token = launch::ProcessEnvironment()(kJobTokenVariable).value_or("");
+  if (!config.job_token_file.empty()) {
+    ASSIGN_OR_RETURN(token, ReadSmallFile(config.job_token_file));
+    while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) {
+      token.pop_back();
+    }
+    if (token.empty()) return InvalidArgument("--job-token-file {} is empty", config.job_token_file);
+  }
+  if (!token.empty() && token.size() < 16) {
+    return InvalidArgument("the job token has {} characters, expected at least 16", token.size());
+  }
+  return token;
+}
+
+absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::LaunchEnv& env) {
+  Meeting meeting;
+  ASSIGN_OR_RETURN(meeting.job_token, FindJobToken(config));
+  const bool one_host = !env.launched() || env.one_host();
+  if (!config.coordinator.empty()) {
+    meeting.coordinator = config.coordinator;
+  } else if (one_host) {
+    ASSIGN_OR_RETURN(meeting.directory, MeetingDirectory(env));
+    meeting.file = meeting.directory + "/coordinator";
+    if (env.rank == 0) unlink(meeting.file.c_str());
+  } else {
+    const std::string host = !env.meeting_host.empty() ? env.meeting_host
+                             : !env.nodes.empty()      ? env.nodes[0]
+                                                       : std::string();
+    if (host.empty()) {
+      return InvalidArgument(
+          "{} ranks on several hosts, and {} does not say where rank 0 is: give --coordinator HOST:PORT",
+          env.world_size, launch::NameOf(env.launcher));
+    }
+    const int32_t port =
+        env.meeting_port.value_or(launch::PortOfJob(env.job_id, kPortBase, kPortSpan));
+    meeting.coordinator = fmt::format("{}:{}", host, port);
+  }
+  if (meeting.job_token.empty() && !meeting.file.empty()) {
+    // The file hands rank 0's token to the others.
+    if (env.rank == 0) meeting.job_token = launch::MakeJobToken();
+  } else if (meeting.job_token.empty()) {
+    if (env.launched()) {
+      return InvalidArgument(
+          "ranks that meet over the network need one secret: set {} or --job-token-file to the same on all",
+          kJobTokenVariable);
+    }
+    meeting.job_token = launch::MakeJobToken();
+  }
+  return meeting;
+}
+
+absl::Status WriteMeetingFile(const std::string& file, const std::string& address,
+                              const std::string& job_token) {
+  const std::string draft = fmt::format("{}.{}", file, getpid());
+  const int fd = open(draft.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600);
+  if (fd < 0) return FailedPrecondition("cannot write {}: {}", draft, std::strerror(errno));
+  const std::string text = fmt::format("{}\n{}\n", address, job_token);
+  const bool written = write(fd, text.data(), text.size()) == std::ssize(text);
+  close(fd);
+  if (!written || rename(draft.c_str(), file.c_str()) != 0) {
+    unlink(draft.c_str());
+    return FailedPrecondition("cannot write {}: {}", file, std::strerror(errno));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MeetingPlace> WaitForMeetingFile(const std::string& file, absl::Time deadline) {
+  // Told by the kernel when the file appears; the poll's own limit covers a directory that is made later.
+  const int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+  const fs::path directory = fs::path(file).parent_path();
+  if (watch >= 0) inotify_add_watch(watch, directory.c_str(), IN_MOVED_TO | IN_CREATE);
+  struct stat info {};
+  while (stat(file.c_str(), &info) != 0 && MonotonicNow() < deadline) {
+    pollfd entry{watch, POLLIN, 0};
+    poll(&entry, 1, 100);
+    char events[4096];
+    while (watch >= 0 && read(watch, events, sizeof(events)) > 0) {
+    }
+  }
+  if (watch >= 0) close(watch);
+  if (stat(file.c_str(), &info) != 0) {
+    return DeadlineExceeded("the coordinator did not write its address to {} in time", file);
+  }
+  if (info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
+    return FailedPrecondition("{} is not a private file of this user", file);
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(file));
+  const size_t first = text.find('\n');
+  const size_t second = first == std::string::npos ? first : text.find('\n', first + 1);
+  if (second == std::string::npos) return DataLoss("{} is not a meeting file", file);
+  return MeetingPlace{text.substr(0, first), text.substr(first + 1, second - first - 1)};
+}
+
+}  // namespace polyreme::cli

@@ -1,0 +1,77 @@
+// A worker's side of the cluster's wire: joining, the meeting, and its one stream of orders and answers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "absl/time/time.h"
+#include "parallel/base/ids.h"
+#include "parallel/base/status.h"
+#include "parallel/launch/rendezvous.h"
+#include "parallel/step/step_plan.h"
+
+namespace polyreme::run {
+
+// What this rank is and runs; the coordinator compares it with its own.
+struct JoinInfo {
+  Rank rank;
+  int32_t world_size = 1;
+  std::string host;
+  int64_t pid = 0;
+  std::string build_id;
+  std::string settings;
+  std::string checkpoint;
+};
+
+struct MemoryReport {
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t scratch_bytes = 0;
+  int64_t communicator_bytes = 0;
+};
+
+// What the coordinator says.
+struct StartOrder {
+  Epoch epoch;
+  int32_t num_blocks = 0;
+};
+struct StopOrder {
+  absl::Status why;   // ok: in order
+};
+using Order = std::variant<StartOrder, step::StepPlan, StopOrder>;
+
+// Read is for one thread, everything else for any.
+class ClusterClient final : public launch::Rendezvous {
+ public:
+  ClusterClient(const std::string& address, std::string job_token);
+  ~ClusterClient() override;
+
+  // Waits for the listener and joins. The coordinator's refusal as it is; Unavailable when nobody listens until `deadline`;
+  // Unauthenticated when what listens does not know the job token.
+  absl::StatusOr<Epoch> Join(const JoinInfo& info, absl::Time deadline);
+  absl::Status Attach(Rank rank);
+
+  absl::Status Put(std::string_view key, std::string value) override;
+  absl::StatusOr<std::string> Wait(std::string_view key, absl::Time deadline) override;
+
+  // The next order. Blocks while there is none: the stream's own keep-alive bounds the wait. Unavailable once it has ended.
+  absl::StatusOr<Order> Read();
+
+  // Unavailable once the stream has ended.
+  absl::Status SendProgress(int64_t bytes_done, int64_t bytes_total);
+  absl::Status SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block, int64_t kv_bytes_budget);
+  absl::Status SendReady(const MemoryReport& memory);
+  absl::Status SendResult(const step::StepResult& result);
+  absl::Status SendFailed(const absl::Status& why);
+  // Says that nothing more will be sent, and waits briefly for the stream to end.
+  void Finish();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace polyreme::run
