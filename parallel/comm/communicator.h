@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "parallel/base/ids.h"
 #include "parallel/base/status.h"
 #include "parallel/tensor/device.h"
 #include "parallel/tensor/tensor.h"
@@ -22,7 +24,7 @@ struct CommStats {
   int64_t operations = 0;
   int64_t bytes_sent = 0;        // payload handed to peers
   int64_t bytes_received = 0;
-  absl::Duration waiting = absl::ZeroDuration();  // time in which nothing could be moved
+  absl::Duration waiting = absl::ZeroDuration();  // from having to wait for a peer to the operation's end
 };
 
 // Called by one thread (the lane's), except Abort and stats, which any thread may call.
@@ -65,12 +67,15 @@ class Communicator {
 // A group of one, on which a sum is the identity and a gather a copy. Host memory. `name` is for messages.
 std::unique_ptr<Communicator> MakeOneRankCommunicator(std::string name);
 
-// What a factory is told about a group.
+// One group as one of its members sees it.
 struct GroupSpec {
-  std::string name;  // "tensor group 0 of epoch 3", for messages
-  int rank = 0;      // within the group
-  int size = 1;
-  absl::Time deadline = absl::InfinitePast();
+  std::string name;           // "tensor group 0 of epoch 3", for messages
+  int rank = 0;               // within the group
+  std::vector<Rank> members;  // ranks of the world, by rank within the group; for messages
+  absl::Time deadline = absl::InfinitePast();       // of joining
+  absl::Duration patience = absl::ZeroDuration();   // how long that is from the start, for messages
+
+  int size() const { return static_cast<int>(members.size()); }
 };
 
 // Makes communicators of a kind that this library does not link (NCCL, from the plugin).

@@ -9,6 +9,7 @@
 #include "parallel/base/ids.h"
 #include "parallel/base/status.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/comm/host_identity.h"
 #include "parallel/comm/transport.h"
 #include "parallel/launch/rendezvous.h"
 #include "parallel/plan/topology.h"
@@ -66,9 +67,5 @@ class ProcessGroup {
   std::unique_ptr<Communicator> pipeline_;
   std::unique_ptr<Transport> feedback_;
 };
-
-// Names the machine as far as sharing memory goes: host name, boot, pid namespace. Equal on two ranks exactly if they
-// can share memory.
-std::string HostIdentity();
 
 }  // namespace polyreme::comm

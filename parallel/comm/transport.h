@@ -56,7 +56,7 @@ class Transport {
 };
 
 // A slot of memory per rank that all ranks of a group see. Each round: Begin, write own slot, Publish, WaitForAll, read
-// the slots of all. A slot may be read until this rank's next Begin but one.
+// the slots of all, which stay as they are until this rank publishes the next round.
 class SharedStage {
  public:
   virtual ~SharedStage() = default;
