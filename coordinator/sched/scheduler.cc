@@ -80,11 +80,12 @@ const step::StepPlan* Scheduler::Plan() {
 }
 
 void Scheduler::PlanCohort(int32_t cohort) {
-  cohorts_.Balance(cohort);
   const int64_t preemptions_before = num_preemptions_;
   PlanRunning(cohort);
   // Blocks were just taken from somebody who runs: this is no time to let others in.
   if (num_preemptions_ == preemptions_before) PlanWaiting(cohort);
+  // Whoever could be let in has been; what is still uneven came from sequences that ended.
+  cohorts_.Balance(cohort);
 }
 
 void Scheduler::PlanRunning(int32_t cohort) {

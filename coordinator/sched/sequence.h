@@ -27,8 +27,8 @@ struct StopRules {
   int32_t max_tokens = 0;            // output tokens; 0: only scores the prompt
   int32_t min_tokens = 0;            // no token ends it before so many output tokens
   int32_t max_model_len = 0;         // prompt + output tokens
-  std::vector<TokenId> eos_tokens;   // empty: end-of-sequence is ignored
-  std::vector<TokenId> stop_tokens;
+  std::vector<TokenId> eos_tokens = {};   // empty: end-of-sequence is ignored
+  std::vector<TokenId> stop_tokens = {};
 };
 
 struct SequenceOptions {
