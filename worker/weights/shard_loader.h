@@ -68,7 +68,8 @@ struct ShardWeights {
 struct LoadOptions {
   Rank rank;
   int64_t positions = 0;   // rows of the rope table: the longest sequence to be served
-  // Called after each tensor with bytes read so far and in all; may be empty. Loader's thread.
+  // Called after each tensor with bytes read so far and in all (Shard::weight_bytes), and at the end with both equal; may
+  // be empty. Loader's thread.
   std::function<void(int64_t done, int64_t total)> progress;
 };
 

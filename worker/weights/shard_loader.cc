@@ -1,0 +1,318 @@
+// Fused weights are stacked row by row straight from the mapped files: q, k and v of this rank's heads; gate and up of its
+// columns. What is summed over shards is cut by columns, and carries the segments of its sum.
+#include "worker/weights/shard_loader.h"
+
+#include <algorithm>
+
+#include "absl/container/flat_hash_set.h"
+#include "worker/weights/floats.h"
+#include "worker/weights/tensor_names.h"
+
+namespace polyreme::weights {
+namespace {
+
+// Rows of a matrix, or elements of a vector.
+struct Part {
+  std::string name;
+  Range rows;
+};
+
+// What one rank reads, tensor by tensor. Names, shapes and types have been checked.
+class Loader {
+ public:
+  // total: bytes that will be read, for the progress; an estimate.
+  Loader(const Checkpoint& checkpoint, const LoadOptions& options, int64_t total,
+         WeightPacker& packer)
+      : checkpoint_(checkpoint), options_(options), total_(total), packer_(packer) {}
+
+  // The parts' rows, one after another.
+  absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts);
+  // All rows, columns [columns.begin, columns.end).
+  absl::StatusOr<Weight> CutColumns(const std::string& name, Range columns,
+                                    std::vector<int64_t> segment_ends);
+  // Rows of a table; zeros where `rows` reaches beyond it.
+  absl::StatusOr<Weight> PaddedRows(std::string_view name, Range rows);
+  // The parts' elements, one after another, as float32.
+  absl::StatusOr<Vector> JoinVectors(absl::Span<const Part> parts);
+  absl::StatusOr<Vector> WholeVector(std::string_view name);
+  absl::StatusOr<Vector> Upload(absl::Span<const float> values);
+
+  int64_t bytes_read() const { return done_; }
+
+ private:
+  const Checkpoint::Tensor& Get(std::string_view name) const {
+    const Checkpoint::Tensor* tensor = checkpoint_.Find(name);
+    CHECK(tensor != nullptr, "{} was checked", name);
+    return *tensor;
+  }
+  absl::StatusOr<Weight> Pack(const WeightSource& source, const Checkpoint::Tensor& first);
+  void Count(int64_t bytes) {
+    done_ += bytes;
+    if (options_.progress) options_.progress(std::min(done_, total_), total_);
+  }
+
+  const Checkpoint& checkpoint_;
+  const LoadOptions& options_;
+  const int64_t total_;
+  WeightPacker& packer_;
+  int64_t done_ = 0;
+};
+
+DType TypeOf(const Checkpoint::Tensor& tensor) {
+  absl::StatusOr<DType> dtype = ParseDType(tensor.entry->dtype);
+  CHECK(dtype.ok(), "{} was checked", tensor.Where());
+  return *dtype;
+}
+
+absl::StatusOr<Weight> Loader::Pack(const WeightSource& source, const Checkpoint::Tensor& first) {
+  absl::StatusOr<Weight> weight = packer_.Pack(source);
+  if (!weight.ok()) return Annotate(weight.status(), first.Where());
+  int64_t rows = 0;
+  for (const WeightSource::RowBlock& block : source.blocks) {
+    if (block.data != nullptr) rows += block.rows;
+  }
+  Count(rows * source.cols * SizeOf(source.dtype));
+  return weight;
+}
+
+absl::StatusOr<Weight> Loader::StackRows(absl::Span<const Part> parts) {
+  const Checkpoint::Tensor& first = Get(parts[0].name);
+  WeightSource source;
+  source.dtype = TypeOf(first);
+  source.cols = first.entry->shape[1];
+  for (const Part& part : parts) {
+    const Checkpoint::Tensor& tensor = Get(part.name);
+    if (TypeOf(tensor) != source.dtype) {
+      return InvalidArgument("{}: expected {} as {} is, got {}", tensor.Where(),
+                             first.entry->dtype, first.entry->name, tensor.entry->dtype);
+    }
+    const int64_t stride = source.cols * SizeOf(source.dtype);
+    source.blocks.push_back({.data = tensor.data() + part.rows.begin * stride,
+                             .rows = part.rows.size(),
+                             .row_stride_bytes = stride});
+  }
+  return Pack(source, first);
+}
+
+absl::StatusOr<Weight> Loader::CutColumns(const std::string& name, Range columns,
+                                          std::vector<int64_t> segment_ends) {
+  const Checkpoint::Tensor& tensor = Get(name);
+  WeightSource source;
+  source.dtype = TypeOf(tensor);
+  source.cols = columns.size();
+  source.segment_ends = std::move(segment_ends);
+  const int64_t element = SizeOf(source.dtype);
+  source.blocks.push_back({.data = tensor.data() + columns.begin * element,
+                           .rows = tensor.entry->shape[0],
+                           .row_stride_bytes = tensor.entry->shape[1] * element});
+  return Pack(source, tensor);
+}
+
+absl::StatusOr<Weight> Loader::PaddedRows(std::string_view name, Range rows) {
+  const Checkpoint::Tensor& tensor = Get(name);
+  WeightSource source;
+  source.dtype = TypeOf(tensor);
+  source.cols = tensor.entry->shape[1];
+  const int64_t stride = source.cols * SizeOf(source.dtype);
+  const int64_t begin = std::min(rows.begin, tensor.entry->shape[0]);
+  const int64_t end = std::min(rows.end, tensor.entry->shape[0]);
+  if (begin < end) {
+    source.blocks.push_back({.data = tensor.data() + begin * stride,
+                             .rows = end - begin,
+                             .row_stride_bytes = stride});
+  }
+  if (end - begin < rows.size()) {
+    source.blocks.push_back(
+        {.data = nullptr, .rows = rows.size() - (end - begin), .row_stride_bytes = stride});
+  }
+  return Pack(source, tensor);
+}
+
+absl::StatusOr<Vector> Loader::Upload(absl::Span<const float> values) {
+  Vector vector;
+  vector.size = std::ssize(values);
+  ASSIGN_OR_RETURN(vector.bytes, packer_.PackVector(values));
+  return vector;
+}
+
+absl::StatusOr<Vector> Loader::JoinVectors(absl::Span<const Part> parts) {
+  std::vector<float> values;
+  int64_t bytes = 0;
+  for (const Part& part : parts) {
+    const Checkpoint::Tensor& tensor = Get(part.name);
+    const DType dtype = TypeOf(tensor);
+    AppendAsFloats(dtype, tensor.data() + part.rows.begin * SizeOf(dtype), part.rows.size(),
+                   values);
+    bytes += part.rows.size() * SizeOf(dtype);
+  }
+  absl::StatusOr<Vector> vector = Upload(values);
+  if (!vector.ok()) return Annotate(vector.status(), Get(parts[0].name).Where());
+  Count(bytes);
+  return vector;
+}
+
+absl::StatusOr<Vector> Loader::WholeVector(std::string_view name) {
+  const Part whole{.name = std::string(name), .rows = {0, Get(name).entry->shape[0]}};
+  return JoinVectors(absl::MakeConstSpan(&whole, 1));
+}
+
+// The axes of one rank, as rows and columns of its tensors.
+struct Slices {
+  Range query, kv, ffn;                                  // rows of q; of k and v; of gate and up
+  std::vector<int64_t> query_segments, ffn_segments;     // of o's and down's sums
+};
+
+Slices SlicesOf(const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank rank) {
+  const plan::Shard& shard = plan.ShardOf(rank);
+  const int32_t shards = plan.topology().shards();
+  const int32_t index = plan.topology().PlaceOf(rank).shard;
+  const auto in_rows = [&](Range heads) {
+    return Range{heads.begin * spec.head_dim, heads.end * spec.head_dim};
+  };
+  return {.query = in_rows(shard.query_heads),
+          .kv = in_rows(shard.kv_heads),
+          .ffn = shard.ffn_columns,
+          .query_segments =
+              plan::SumSegmentEnds(spec.num_query_heads * spec.head_dim, shards, index),
+          .ffn_segments = plan::SumSegmentEnds(spec.ffn_width, shards, index)};
+}
+
+absl::StatusOr<LayerWeights> LoadLayer(const plan::ModelSpec& spec, const Slices& slices,
+                                       int64_t layer, Loader& loader) {
+  const auto name = [&](std::string_view part) { return LayerTensor(layer, part); };
+  LayerWeights w;
+  ASSIGN_OR_RETURN(w.attention_norm, loader.WholeVector(name("input_layernorm.weight")));
+  ASSIGN_OR_RETURN(w.qkv, loader.StackRows({{name("self_attn.q_proj.weight"), slices.query},
+                                            {name("self_attn.k_proj.weight"), slices.kv},
+                                            {name("self_attn.v_proj.weight"), slices.kv}}));
+  if (spec.qkv_bias) {
+    ASSIGN_OR_RETURN(w.qkv_bias, loader.JoinVectors({{name("self_attn.q_proj.bias"), slices.query},
+                                                     {name("self_attn.k_proj.bias"), slices.kv},
+                                                     {name("self_attn.v_proj.bias"), slices.kv}}));
+  }
+  if (spec.qk_norm) {
+    ASSIGN_OR_RETURN(w.q_norm, loader.WholeVector(name("self_attn.q_norm.weight")));
+    ASSIGN_OR_RETURN(w.k_norm, loader.WholeVector(name("self_attn.k_norm.weight")));
+  }
+  ASSIGN_OR_RETURN(w.attention_out, loader.CutColumns(name("self_attn.o_proj.weight"), slices.query,
+                                                      slices.query_segments));
+  if (spec.attention_out_bias) {
+    ASSIGN_OR_RETURN(w.attention_out_bias, loader.WholeVector(name("self_attn.o_proj.bias")));
+  }
+  ASSIGN_OR_RETURN(w.ffn_norm, loader.WholeVector(name("post_attention_layernorm.weight")));
+  ASSIGN_OR_RETURN(w.gate_up, loader.StackRows({{name("mlp.gate_proj.weight"), slices.ffn},
+                                                {name("mlp.up_proj.weight"), slices.ffn}}));
+  ASSIGN_OR_RETURN(w.down, loader.CutColumns(name("mlp.down_proj.weight"), slices.ffn,
+                                             slices.ffn_segments));
+  if (spec.mlp_bias) {
+    ASSIGN_OR_RETURN(w.gate_up_bias, loader.JoinVectors({{name("mlp.gate_proj.bias"), slices.ffn},
+                                                         {name("mlp.up_proj.bias"), slices.ffn}}));
+    ASSIGN_OR_RETURN(w.down_bias, loader.WholeVector(name("mlp.down_proj.bias")));
+  }
+  return w;
+}
+
+absl::Status LoadTables(const plan::ModelSpec& spec, Loader& loader, ShardWeights& weights) {
+  const plan::Shard& shard = weights.shard;
+  if (shard.has_embedding) {
+    ASSIGN_OR_RETURN(weights.embedding, loader.PaddedRows(kEmbeddingName, shard.vocab_rows));
+  }
+  if (!shard.has_head) return absl::OkStatus();
+  ASSIGN_OR_RETURN(weights.final_norm, loader.WholeVector(kFinalNormName));
+  if (spec.tied_head && shard.has_embedding) return absl::OkStatus();
+  ASSIGN_OR_RETURN(weights.own_head,
+                   loader.PaddedRows(spec.tied_head ? kEmbeddingName : kHeadName,
+                                     shard.vocab_rows));
+  return absl::OkStatus();
+}
+
+std::string ShowShape(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "[" + text + "]";
+}
+
+int64_t BytesOf(const std::optional<Weight>& weight) {
+  return weight.has_value() ? weight->bytes.bytes() : 0;
+}
+
+}  // namespace
+
+absl::Status CheckCheckpoint(const Checkpoint& checkpoint, const plan::ModelSpec& spec) {
+  const std::vector<ExpectedTensor> expected = ExpectedTensors(spec);
+  absl::flat_hash_set<std::string_view> known;
+  for (const ExpectedTensor& want : expected) {
+    known.insert(want.name);
+    const Checkpoint::Tensor* tensor = checkpoint.Find(want.name);
+    if (tensor == nullptr) {
+      return DataLoss("{}: {}: expected this tensor, it is missing", checkpoint.directory(),
+                      want.name);
+    }
+    if (tensor->entry->shape != want.shape) {
+      return DataLoss("{}: expected shape {}, got {}", tensor->Where(), ShowShape(want.shape),
+                      ShowShape(tensor->entry->shape));
+    }
+    const absl::StatusOr<DType> dtype = ParseDType(tensor->entry->dtype);
+    if (!dtype.ok() || !IsFloat(*dtype)) {
+      return DataLoss("{}: expected F32, F16 or BF16, got {}", tensor->Where(),
+                      tensor->entry->dtype);
+    }
+  }
+  for (const Checkpoint::Tensor& tensor : checkpoint.tensors()) {
+    if (known.contains(std::string_view(tensor.entry->name))) continue;
+    if (IsIgnorable(tensor.entry->name, spec)) continue;
+    return DataLoss("{}: this tensor is not part of {}", tensor.Where(), spec.architecture);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
+                                       const plan::ShardPlan& plan, const LoadOptions& options,
+                                       WeightPacker& packer) {
+  RETURN_IF_ERROR(CheckCheckpoint(checkpoint, spec));
+  ShardWeights weights;
+  weights.spec = spec;
+  weights.shard = plan.ShardOf(options.rank);
+  weights.rope_positions = options.positions;
+  Loader loader(checkpoint, options, weights.shard.weight_bytes, packer);
+  const Slices slices = SlicesOf(spec, plan, options.rank);
+  RETURN_IF_ERROR(LoadTables(spec, loader, weights));
+  for (int64_t layer = weights.shard.layers.begin; layer < weights.shard.layers.end; ++layer) {
+    ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(spec, slices, layer, loader));
+    weights.layers.push_back(std::move(w));
+  }
+  ASSIGN_OR_RETURN(weights.rope, loader.Upload(plan::RopeTable(spec.rope, spec.head_dim,
+                                                               options.positions)));
+  RETURN_IF_ERROR(checkpoint.CheckUnchanged());
+  weights.checkpoint_bytes_read = loader.bytes_read();
+  if (options.progress) options.progress(weights.shard.weight_bytes, weights.shard.weight_bytes);
+  return weights;
+}
+
+int64_t ShardWeights::attention_bytes() const {
+  int64_t bytes = 0;
+  for (const LayerWeights& w : layers) bytes += w.qkv.bytes.bytes() + w.attention_out.bytes.bytes();
+  return bytes;
+}
+
+int64_t ShardWeights::ffn_bytes() const {
+  int64_t bytes = 0;
+  for (const LayerWeights& w : layers) bytes += w.gate_up.bytes.bytes() + w.down.bytes.bytes();
+  return bytes;
+}
+
+int64_t ShardWeights::table_bytes() const { return BytesOf(embedding) + BytesOf(own_head); }
+
+int64_t ShardWeights::vector_bytes() const {
+  int64_t bytes = final_norm.bytes.bytes() + rope.bytes.bytes();
+  for (const LayerWeights& w : layers) {
+    for (const Vector* vector :
+         {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm, &w.qkv_bias, &w.attention_out_bias,
+          &w.gate_up_bias, &w.down_bias}) {
+      bytes += vector->bytes.bytes();
+    }
+  }
+  return bytes;
+}
+
+}  // namespace polyreme::weights
