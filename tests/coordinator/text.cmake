@@ -1,3 +1,4 @@
 polyreme_test(coordinator_text_test
-  SOURCES text_tokenizer_test.cc text_tokenizer_load_test.cc
+  SOURCES
+    text_detokenizer_test.cc text_stop_matcher_test.cc text_tokenizer_load_test.cc text_tokenizer_test.cc
   DEPS polyreme_text)
