@@ -47,8 +47,8 @@ struct OutputPiece {
 // server. Thread-safe.
 class TokenStream {
  public:
-  // capacity in pieces, > 0.
-  explicit TokenStream(int32_t capacity);
+  // capacity in pieces, > 0. on_cancel is called once, by Cancel, and must not block.
+  explicit TokenStream(int32_t capacity, std::function<void()> on_cancel = nullptr);
 
   // Engine. False: full or cancelled; the engine then cancels the generation.
   bool Push(OutputPiece piece);
@@ -57,20 +57,26 @@ class TokenStream {
 
   // Consumer. The next piece; nullopt: closed ok and drained; the close status otherwise; DeadlineExceeded.
   absl::StatusOr<std::optional<OutputPiece>> Next(absl::Time deadline);
-  // As Next without waiting: Unavailable-free polling for event loops. ready is false if nothing is there yet.
+  // As Next without waiting, for event loops. ready is false if nothing is there yet.
   struct Polled {
     bool ready = false;
     absl::StatusOr<std::optional<OutputPiece>> piece = std::optional<OutputPiece>();
   };
   Polled Poll();
-  // Called (once per change, from the engine thread) when something becomes readable; must not block. Set before use.
+  // `notify` is called whenever something becomes readable, from the engine thread, and at once if something is. It
+  // must not block or call this stream. When SetNotify returns, the one set before is not running and never runs again.
   void SetNotify(std::function<void()> notify);
   // Consumer is gone; any thread. The engine frees the generation's blocks within one step.
   void Cancel();
   bool cancelled() const;
 
  private:
+  void NotifyLocked();
+  // Something is readable.
+  absl::StatusOr<std::optional<OutputPiece>> TakeLocked();
+
   const size_t capacity_;
+  const std::function<void()> on_cancel_;
   mutable std::mutex mutex_;
   std::condition_variable readable_;
   std::deque<OutputPiece> pieces_;      // guarded by mutex_
