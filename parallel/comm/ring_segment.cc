@@ -75,15 +75,6 @@ size_t RingSegment::RingIndex(int from, int to) const {
   return static_cast<size_t>(from * (size_ - 1) + (to > from ? to - 1 : to));
 }
 
-size_t RingSegment::Readable(int from, int to) const {
-  const RingEnds& ends = ends_[RingIndex(from, to)];
-  return ends.written.load(std::memory_order_acquire) - ends.read.load(std::memory_order_acquire);
-}
-
-size_t RingSegment::Writable(int from, int to) const {
-  return ring_bytes_ - Readable(from, to);
-}
-
 // Both ends count for ever; a position in the ring is the count modulo its size, which is a power of two.
 size_t RingSegment::Write(int from, int to, const std::byte* bytes, size_t count) const {
   const size_t index = RingIndex(from, to);
@@ -92,6 +83,7 @@ size_t RingSegment::Write(int from, int to, const std::byte* bytes, size_t count
   const uint64_t written = ends.written.load(std::memory_order_relaxed);
   const uint64_t read = ends.read.load(std::memory_order_acquire);
   count = std::min<size_t>(count, ring_bytes_ - (written - read));
+  if (count == 0) return 0;
   const size_t at = written & (ring_bytes_ - 1);
   const size_t before_wrap = std::min(count, ring_bytes_ - at);
   std::memcpy(ring + at, bytes, before_wrap);
@@ -107,6 +99,7 @@ size_t RingSegment::Read(int from, int to, std::byte* bytes, size_t count) const
   const uint64_t read = ends.read.load(std::memory_order_relaxed);
   const uint64_t written = ends.written.load(std::memory_order_acquire);
   count = std::min<size_t>(count, written - read);
+  if (count == 0) return 0;
   const size_t at = read & (ring_bytes_ - 1);
   const size_t before_wrap = std::min(count, ring_bytes_ - at);
   std::memcpy(bytes, ring + at, before_wrap);

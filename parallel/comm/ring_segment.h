@@ -77,8 +77,6 @@ class RingSegment {
   // Copies what fits / what is there between `bytes` and the ring; the bytes moved. Never waits.
   size_t Write(int from, int to, const std::byte* bytes, size_t count) const;
   size_t Read(int from, int to, std::byte* bytes, size_t count) const;
-  size_t Readable(int from, int to) const;
-  size_t Writable(int from, int to) const;
 
  private:
   size_t RingIndex(int from, int to) const;

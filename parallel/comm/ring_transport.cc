@@ -22,9 +22,6 @@
 namespace polyreme::comm {
 namespace {
 
-// A message is its length and its bytes.
-using Frame = std::array<std::byte, 8>;
-
 constexpr int kMinSpins = 4;
 constexpr int kMaxSpins = 256;  // about 10 us
 
@@ -57,12 +54,7 @@ launch::Proof ProofOf(const SegmentHeader& header, int rank, const std::string& 
 }  // namespace
 
 RingTransport::RingTransport(std::shared_ptr<RingSegment> segment, const GroupSpec& group)
-    : segment_(std::move(segment)), group_(group), spin_limit_(kMaxSpins) {
-  const size_t size = static_cast<size_t>(group.size());
-  blocked_.resize(size);
-  sending_.reserve(2 * size);
-  receiving_.reserve(2 * size);
-}
+    : segment_(std::move(segment)), group_(group), pump_(group_, *this), spin_limit_(kMaxSpins) {}
 
 absl::StatusOr<std::unique_ptr<RingTransport>> RingTransport::Join(
     std::shared_ptr<RingSegment> segment, const GroupSpec& group, Peers peers,
@@ -134,96 +126,31 @@ RingTransport::~RingTransport() {
 
 absl::Status RingTransport::Exchange(absl::Span<const Outgoing> sends,
                                      absl::Span<const Incoming> receives, absl::Time deadline) {
-  sending_.assign(sends.size(), Transfer{});
-  receiving_.assign(receives.size(), Transfer{});
-  const absl::Status status = Until(
-      deadline, [&] { return Pump(sends, receives); },
-      [&](int peer) { return IsPending(peer, sends, receives); });
-  RETURN_IF_ERROR(status);
+  pump_.Start(sends, receives);
+  RETURN_IF_ERROR(Until(
+      deadline, [&] { return pump_.Step(); }, [&](int peer) { return pump_.IsPending(peer); }));
   counters_.CountOperation();
   for (const Outgoing& send : sends) counters_.CountSent(send.bytes.size());
   for (const Incoming& receive : receives) counters_.CountReceived(receive.bytes.size());
   return absl::OkStatus();
 }
 
-bool RingTransport::IsPending(int peer, absl::Span<const Outgoing> sends,
-                              absl::Span<const Incoming> receives) const {
-  for (size_t i = 0; i < sends.size(); ++i) {
-    if (sends[i].peer == peer && !sending_[i].done) return true;
+absl::StatusOr<size_t> RingTransport::TryWrite(int peer, absl::Span<const std::byte> first,
+                                               absl::Span<const std::byte> second) {
+  size_t count = segment_->Write(rank(), peer, first.data(), first.size());
+  if (count == first.size()) {
+    count += segment_->Write(rank(), peer, second.data(), second.size());
   }
-  for (size_t i = 0; i < receives.size(); ++i) {
-    if (receives[i].peer == peer && !receiving_[i].done) return true;
-  }
-  return false;
+  if (count > 0) Wake(peer);
+  return count;
 }
 
-absl::StatusOr<RingTransport::Progress> RingTransport::Pump(absl::Span<const Outgoing> sends,
-                                                            absl::Span<const Incoming> receives) {
-  bool moved = false;
-  bool all_done = true;
-  std::fill(blocked_.begin(), blocked_.end(), 0);
-  for (size_t i = 0; i < sends.size(); ++i) {
-    char& blocked = blocked_[static_cast<size_t>(sends[i].peer)];
-    if (!sending_[i].done && !blocked) moved |= PumpSend(sends[i], sending_[i]);
-    if (sending_[i].done) continue;
-    blocked = 1;
-    all_done = false;
-  }
-  std::fill(blocked_.begin(), blocked_.end(), 0);
-  for (size_t i = 0; i < receives.size(); ++i) {
-    char& blocked = blocked_[static_cast<size_t>(receives[i].peer)];
-    if (!receiving_[i].done && !blocked) {
-      ASSIGN_OR_RETURN(const bool some, PumpReceive(receives[i], receiving_[i]));
-      moved |= some;
-    }
-    if (receiving_[i].done) continue;
-    blocked = 1;
-    all_done = false;
-  }
-  if (all_done) return Progress::kDone;
-  return moved ? Progress::kMoved : Progress::kStuck;
-}
-
-bool RingTransport::PumpSend(const Outgoing& send, Transfer& transfer) {
-  CHECK(send.peer >= 0 && send.peer < size() && send.peer != rank());
-  if (!transfer.framed) {
-    const int64_t length = std::ssize(send.bytes);
-    CHECK(length <= limits::kMaxMessageBytes);
-    if (segment_->Writable(rank(), send.peer) < sizeof(Frame)) return false;
-    Frame frame;
-    std::memcpy(frame.data(), &length, sizeof(length));
-    segment_->Write(rank(), send.peer, frame.data(), frame.size());
-    transfer.framed = true;
-  }
-  transfer.moved += segment_->Write(rank(), send.peer, send.bytes.data() + transfer.moved,
-                                   send.bytes.size() - transfer.moved);
-  transfer.done = transfer.moved == send.bytes.size();
-  Wake(send.peer);
-  return true;
-}
-
-absl::StatusOr<bool> RingTransport::PumpReceive(const Incoming& receive, Transfer& transfer) {
-  CHECK(receive.peer >= 0 && receive.peer < size() && receive.peer != rank());
-  if (!transfer.framed) {
-    if (segment_->Readable(receive.peer, rank()) < sizeof(Frame)) return false;
-    Frame frame;
-    segment_->Read(receive.peer, rank(), frame.data(), frame.size());
-    int64_t length = 0;
-    std::memcpy(&length, frame.data(), sizeof(length));
-    if (length != std::ssize(receive.bytes)) {
-      return DataLoss("{}: expected a message of {} bytes from rank {}, got one of {}", group_.name,
-                      receive.bytes.size(),
-                      group_.members[static_cast<size_t>(receive.peer)].value, length);
-    }
-    transfer.framed = true;
-  }
-  const size_t count = segment_->Read(receive.peer, rank(), receive.bytes.data() + transfer.moved,
-                                      receive.bytes.size() - transfer.moved);
-  transfer.moved += count;
-  transfer.done = transfer.moved == receive.bytes.size();
-  if (count == 0 && !transfer.done) return false;
-  Wake(receive.peer);  // it may be waiting for room
-  return true;
+absl::StatusOr<size_t> RingTransport::TryRead(int peer, absl::Span<std::byte> first,
+                                              absl::Span<std::byte> second) {
+  size_t count = segment_->Read(peer, rank(), first.data(), first.size());
+  if (count == first.size()) count += segment_->Read(peer, rank(), second.data(), second.size());
+  if (count > 0) Wake(peer);  // it may be waiting for room
+  return count;
 }
 
 absl::Status RingTransport::Begin(absl::Time deadline) { return WaitForRound(round_++, deadline); }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "parallel/comm/message_pump.h"
 #include "parallel/comm/ring_segment.h"
 #include "parallel/comm/stat_counters.h"
 #include "parallel/comm/transport.h"
@@ -17,7 +18,7 @@ namespace polyreme::comm {
 
 // A wait spins for a few microseconds, as far as spinning has paid lately, and then sleeps on this rank's doorbell.
 // Peers that are processes are watched: one that dies is seen within limits::kPeerCheckInterval.
-class RingTransport final : public Transport, public SharedStage {
+class RingTransport final : public Transport, public SharedStage, private ByteStreams {
  public:
   enum class Peers { kThreads, kProcesses };
 
@@ -44,12 +45,6 @@ class RingTransport final : public Transport, public SharedStage {
   absl::Status WaitForAll(absl::Time deadline) override;
 
  private:
-  enum class Progress { kDone, kMoved, kStuck };
-  struct Transfer {
-    bool framed = false;  // its length has gone over
-    bool done = false;
-    size_t moved = 0;     // bytes
-  };
   using Step = absl::FunctionRef<absl::StatusOr<Progress>()>;
   using Awaits = absl::FunctionRef<bool(int peer)>;
 
@@ -59,12 +54,10 @@ class RingTransport final : public Transport, public SharedStage {
   absl::Status CheckProofs(const std::string& job_token) const;
   void WatchProcesses();
 
-  absl::StatusOr<Progress> Pump(absl::Span<const Outgoing> sends,
-                                absl::Span<const Incoming> receives);
-  bool PumpSend(const Outgoing& send, Transfer& transfer);
-  absl::StatusOr<bool> PumpReceive(const Incoming& receive, Transfer& transfer);
-  bool IsPending(int peer, absl::Span<const Outgoing> sends,
-                 absl::Span<const Incoming> receives) const;
+  absl::StatusOr<size_t> TryWrite(int peer, absl::Span<const std::byte> first,
+                                  absl::Span<const std::byte> second) override;
+  absl::StatusOr<size_t> TryRead(int peer, absl::Span<std::byte> first,
+                                 absl::Span<std::byte> second) override;
   absl::Status WaitForRound(uint64_t round, absl::Time deadline);
 
   // Repeats `step` until it is done, the group ends, or it is stuck on a peer that is gone or late; `awaits` says on
@@ -84,9 +77,7 @@ class RingTransport final : public Transport, public SharedStage {
   const std::shared_ptr<RingSegment> segment_;
   const GroupSpec group_;
   std::vector<UniqueFd> processes_;  // pidfd of each peer, where there is one
-  std::vector<Transfer> sending_;     // kept for their capacity
-  std::vector<Transfer> receiving_;
-  std::vector<char> blocked_;        // by peer: an earlier message of this call is not through
+  MessagePump pump_;
   uint64_t round_ = 0;
   int spin_limit_;
   bool joined_ = false;

@@ -255,7 +255,7 @@ std::string NameOfInstance(const testing::TestParamInfo<std::tuple<Kind, int>>& 
 
 INSTANTIATE_TEST_SUITE_P(
     All, Conformance,
-    testing::Combine(testing::Values(Kind::kThreads, Kind::kSharedMemory),
+    testing::Combine(testing::Values(Kind::kThreads, Kind::kSharedMemory, Kind::kTcp),
                      testing::Values(1, 2, 3, 4, 5, 6, 7, 8)),
     NameOfInstance);
 
