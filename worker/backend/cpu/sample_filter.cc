@@ -42,7 +42,8 @@ struct Bin {
 template <class WeightOf>
 Border FindBorder(absl::Span<const float> x, double goal, WeightOf weight_of) {
   Border border;
-  double before = 0;   // weight of all that is larger than what is being looked at
+  Bin entered;
+  double before = 0;   // weight of all that is larger than the bins being looked at
   for (const Digit& digit : kDigits) {
     std::array<Bin, 2048> bins{};
     const uint64_t mask = (uint64_t{1} << digit.bits) - 1;
@@ -54,24 +55,23 @@ Border FindBorder(absl::Span<const float> x, double goal, WeightOf weight_of) {
       bin.weight += weight_of(value);
       ++bin.count;
     }
-    // The last bin that holds anything is taken if rounding keeps the sum below the goal.
-    uint32_t entered = 0;
-    for (uint64_t i = mask + 1; i-- > 0;) {
+    // Should rounding keep the sum below the goal, the last bin that holds anything is entered.
+    entered = Bin{};
+    uint64_t place = 0;
+    for (uint64_t i = mask + 1; i-- > 0 && (entered.count == 0 || before + entered.weight < goal);) {
       if (bins[i].count == 0) continue;
-      if (border.ties > 0) before += bins[entered].weight;
-      entered = static_cast<uint32_t>(i);
-      border.ties = bins[i].count;
-      if (before + bins[i].weight >= goal) break;
+      before += entered.weight;
+      entered = bins[i];
+      place = i;
     }
-    border.key |= entered << digit.shift;
-    if (digit.shift == 0 && border.ties > 0) {
-      const double one = bins[entered].weight / static_cast<double>(border.ties);
-      const double wanted = one > 0 ? std::ceil((goal - before) / one) : 0;
-      if (wanted < static_cast<double>(border.ties)) {
-        border.ties = std::max<int64_t>(1, static_cast<int64_t>(wanted));
-      }
-    }
-    if (digit.shift != 0) border.ties = 0;
+    border.key |= static_cast<uint32_t>(place << digit.shift);
+  }
+  // What was entered last are equal values of equal weight.
+  const double weight = entered.weight / static_cast<double>(entered.count);
+  const double wanted = weight > 0 ? std::ceil((goal - before) / weight) : 1.0;
+  border.ties = entered.count;
+  if (wanted < static_cast<double>(entered.count)) {
+    border.ties = std::max<int64_t>(1, static_cast<int64_t>(wanted));
   }
   return border;
 }
