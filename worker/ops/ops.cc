@@ -56,8 +56,8 @@ void CheckCache(const StepBatch& batch, const HeadLayout& heads, const LayerKv& 
 
 }  // namespace
 
-void Ops::Embed(Lane& lane, const StepBatch& batch, const weights::Weight& table,
-                int64_t first_row, TensorView y) {
+void Ops::Embed(Lane& lane, const StepBatch& batch, const weights::Weight& table, int64_t first_row,
+                TensorView y) {
   CheckWeight(table);
   CheckMatrix(y, batch.num_tokens, table.cols, activation_dtype());
   CHECK(first_row >= 0);

@@ -1,13 +1,15 @@
 // Paged attention over one vector type V; see kernels.h.
 //
-// Milakov & Gimelshein 2018's online softmax over fixed tiles of the context, [64 i, 64 i + 64) from position 0. For each
-// pair of token and head, tile by tile:
+// Milakov & Gimelshein 2018's online softmax over fixed tiles of the context, [64 i, 64 i + 64)
+// from position 0. For each pair of token and head, tile by tile:
 //   s[j] = sum over d of (scale q[d]) * K[j][d], one chain of FMAs, d ascending
 //   m'   = max(m, max s), a = exp(m - m'), w[j] = exp(s[j] - m'), 0 beyond the token's position
-//   l    = l a + sum w, in 16 lanes and a fixed tree;  o[d] = o[d] a + w[0] V[0][d] + w[1] V[1][d] ..., one chain of FMAs
-// and at the end y = o / l. Which tokens and heads are worked on together never enters, so a row's bits are the same in a
-// prompt chunk, in a decode step and in any company. Both sums are products of product_kernels.h over a tile of keys
-// turned into panels [position / 16][D][16] and a tile of values as panels [D / 16][position][16].
+//   l    = l a + sum w, in 16 lanes and a fixed tree;  o[d] = o[d] a + w[0] V[0][d] + w[1] V[1][d]
+//   ..., one chain of FMAs
+// and at the end y = o / l. Which tokens and heads are worked on together never enters, so a row's
+// bits are the same in a prompt chunk, in a decode step and in any company. Both sums are products
+// of product_kernels.h over a tile of keys turned into panels [position / 16][D][16] and a tile of
+// values as panels [D / 16][position][16].
 #pragma once
 
 #include <stdint.h>
@@ -60,8 +62,8 @@ class Attention {
   void End() {
     for (int64_t r = 0; r < rows_; ++r) {
       const V sum = V::Broadcast(sum_[r]);
-      float* to = task_.y + r / task_.num_heads * task_.y_stride +
-                  r % task_.num_heads * task_.head_dim;
+      float* to =
+          task_.y + r / task_.num_heads * task_.y_stride + r % task_.num_heads * task_.head_dim;
       for (int64_t d = 0; d < task_.head_dim; d += kLanes) {
         StoreSome(V::Div(V::Load(output_ + r * stride_ + d), sum), task_.head_dim - d, to + d);
       }
@@ -82,7 +84,8 @@ class Attention {
            task_.place_stride;
   }
 
-  // Brings `held` positions from `start` on to float32: values as they are, keys transposed, 16 by 16.
+  // Brings `held` positions from `start` on to float32: values as they are, keys transposed, 16
+  // by 16.
   void LoadTile(int64_t start, int64_t held) {
     const auto* keys = static_cast<const Element*>(task_.keys);
     const auto* values = static_cast<const Element*>(task_.values);
@@ -98,7 +101,8 @@ class Attention {
           square[j] = j < n ? LoadElements(keys + places[j] + d, width) : V::Zero();
         }
         V::Transpose(square);
-        for (int64_t i = 0; i < kLanes; ++i) square[i].Store(keys_ + j0 * stride_ + (d + i) * kLanes);
+        for (int64_t i = 0; i < kLanes; ++i)
+          square[i].Store(keys_ + j0 * stride_ + (d + i) * kLanes);
         for (int64_t j = 0; j < n; ++j) {
           LoadElements(values + places[j] + d, width)
               .Store(values_ + (p * kContextTile + j0 + j) * kLanes);
@@ -107,7 +111,8 @@ class Attention {
     }
   }
 
-  // How many positions of the tile that begins at `start` row r attends to; may be negative or beyond the tile.
+  // How many positions of the tile that begins at `start` row r attends to; may be negative or
+  // beyond the tile.
   int64_t Reach(int64_t r, int64_t start) const {
     return task_.first_position + r / task_.num_heads + 1 - start;
   }
@@ -153,14 +158,14 @@ class Attention {
     }
   }
 
-  // Adds the tile's values to a few rows: together as far as all of them reach, then each on its own, so that a value
-  // beyond a row's reach is never touched.
+  // Adds the tile's values to a few rows: together as far as all of them reach, then each on its
+  // own, so that a value beyond a row's reach is never touched.
   void AddValues(int64_t first, int64_t num_rows, int64_t start) {
     const auto add = [&](int64_t r, int64_t rows, int64_t from, int64_t to) {
-      RunTiles<V, FormatF32<V>>({scores_ + r * kContextTile + from, kContextTile,
-                                 values_ + from * kLanes, kContextTile * kLanes, to - from, false,
-                                 output_ + r * stride_, stride_},
-                                rows, dim_panels_);
+      RunTiles<V, FormatF32<V>>(
+          {scores_ + r * kContextTile + from, kContextTile, values_ + from * kLanes,
+           kContextTile * kLanes, to - from, false, output_ + r * stride_, stride_},
+          rows, dim_panels_);
     };
     int64_t common = Reach(first, start);
     if (common > kContextTile) common = kContextTile;

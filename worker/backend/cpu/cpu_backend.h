@@ -1,4 +1,5 @@
-// The CPU backend: any x86-64, float32 arithmetic whatever the storage, the same bits on each instruction set.
+// The CPU backend: any x86-64, float32 arithmetic whatever the storage, the same bits on each
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@
 namespace polyreme::backend {
 
 struct CpuOptions {
-  int32_t num_threads = 1;            // the calling one included
-  std::optional<cpu::Isa> isa;        // none: the best that this machine has
+  int32_t num_threads = 1;      // the calling one included
+  std::optional<cpu::Isa> isa;  // none: the best that this machine has
 };
 
 // InvalidArgument on a bad number of threads; FailedPrecondition when this machine lacks `isa`.

@@ -16,7 +16,9 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 
-int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t RoundUp(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // The number after `key` in a file of "key value" lines, or -1.
 int64_t ReadField(const char* path, const std::string& key) {
@@ -37,7 +39,8 @@ int64_t ReadNumber(const char* path) {
   return file >> value ? value : -1;
 }
 
-// What the control group still allows (version 2, then 1), page cache counted as free; -1 without a limit.
+// What the control group still allows (version 2, then 1), page cache counted as free; -1 without a
+// limit.
 int64_t GroupFreeBytes() {
   int64_t limit = ReadNumber("/sys/fs/cgroup/memory.max");
   int64_t used = ReadNumber("/sys/fs/cgroup/memory.current");
@@ -101,7 +104,9 @@ absl::Status CpuLane::Wait(LaneMark mark, absl::Time) {
   return status();
 }
 
-void CpuLane::Replay(const ReplayKey&, absl::FunctionRef<void()> body) { body(); }
+void CpuLane::Replay(const ReplayKey&, absl::FunctionRef<void()> body) {
+  body();
+}
 
 std::string CpuDevice::name() const {
   std::ifstream file("/proc/cpuinfo");
@@ -118,8 +123,10 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(int64_t bytes) {
   if (bytes == 0) return Buffer();
   const bool huge = bytes >= kHugePageBytes;
   const int64_t free_bytes = huge ? FreeBytes() : std::numeric_limits<int64_t>::max();
-  // A big mapping is made one huge page longer and begun on a huge page's boundary: fewer misses of the TLB.
-  const int64_t length = RoundUp(bytes, huge ? kHugePageBytes : kPageBytes) + (huge ? kHugePageBytes : 0);
+  // A big mapping is made one huge page longer and begun on a huge page's boundary: fewer misses of
+  // the TLB.
+  const int64_t length =
+      RoundUp(bytes, huge ? kHugePageBytes : kPageBytes) + (huge ? kHugePageBytes : 0);
   void* base = MAP_FAILED;
   if (bytes <= free_bytes) {
     base = mmap(nullptr, static_cast<size_t>(length), PROT_READ | PROT_WRITE,
@@ -135,8 +142,7 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(int64_t bytes) {
     // Advice only; a kernel without huge pages says no, and nothing is lost.
     (void)madvise(data, static_cast<size_t>(RoundUp(bytes, kHugePageBytes)), MADV_HUGEPAGE);
   }
-  return Buffer(data, bytes,
-                [base, length](void*) { munmap(base, static_cast<size_t>(length)); });
+  return Buffer(data, bytes, [base, length](void*) { munmap(base, static_cast<size_t>(length)); });
 }
 
 absl::StatusOr<std::unique_ptr<Lane>> CpuDevice::MakeLane(int64_t scratch_bytes) {

@@ -1,4 +1,5 @@
-// The CPU as a device: memory straight from the system, and a lane that runs its work at once on the calling thread.
+// The CPU as a device: memory straight from the system, and a lane that runs its work at once on
+// the calling thread.
 #pragma once
 
 #include <atomic>
@@ -43,7 +44,8 @@ class CpuLane final : public Lane {
   std::function<void(const absl::Status&)> hook_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Buffers are fresh anonymous mappings: zeroed, at least 64-byte aligned, and pages that nobody touches cost nothing.
+// Buffers are fresh anonymous mappings: zeroed, at least 64-byte aligned, and pages that nobody
+// touches cost nothing.
 class CpuDevice final : public Device {
  public:
   std::string name() const override;  // the processor's, as it calls itself

@@ -21,7 +21,9 @@ Storage StorageOf(DType dtype) {
   return dtype == DType::kBF16 ? Storage::kBF16 : Storage::kF32;
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 const std::byte* At(const void* data, DType dtype, int64_t element) {
   return static_cast<const std::byte*>(data) + element * SizeOf(dtype);
@@ -57,7 +59,8 @@ int64_t PlaceOf(const ops::StepBatch& batch, const ops::HeadLayout& heads, int64
          heads.head_dim;
 }
 
-// Panels of one task: whole register tiles of them, unless some threads would then have nothing to do.
+// Panels of one task: whole register tiles of them, unless some threads would then have nothing to
+// do.
 int64_t PanelsPerTask(int64_t num_panels, int64_t num_threads) {
   int64_t panels = cpu::kTaskPanels;
   if (num_threads == 1) return panels;
@@ -167,8 +170,7 @@ void CpuOps::DoNormHeads(Lane&, const ops::HeadLayout& heads, ConstTensorView q_
 }
 
 void CpuOps::DoRotateAndStore(Lane&, const ops::StepBatch& batch, const ops::HeadLayout& heads,
-                              const ops::RopeTable& rope, TensorView qkv,
-                              const ops::LayerKv& kv) {
+                              const ops::RopeTable& rope, TensorView qkv, const ops::LayerKv& kv) {
   const int64_t columns = heads.columns();
   const int64_t width = heads.kv_heads * heads.head_dim;
   ForRows(batch.num_tokens, columns, [&](int64_t t) {
@@ -182,8 +184,7 @@ void CpuOps::DoRotateAndStore(Lane&, const ops::StepBatch& batch, const ops::Hea
     const int64_t place = PlaceOf(batch, heads, t);
     const float* keys = row + heads.query_heads * heads.head_dim;
     StoreElements(keys, width, kv.keys.dtype, At(kv.keys.data, kv.keys.dtype, place));
-    StoreElements(keys + width, width, kv.values.dtype,
-                  At(kv.values.data, kv.values.dtype, place));
+    StoreElements(keys + width, width, kv.values.dtype, At(kv.values.data, kv.values.dtype, place));
   });
 }
 
@@ -211,8 +212,9 @@ void CpuOps::DoAttend(Lane&, const ops::StepBatch& batch, const ops::HeadLayout&
   const int64_t slices = CeilDiv(group, cpu::kAttendRows);
   const auto attend = kernels_.attend[static_cast<size_t>(StorageOf(kv.keys.dtype))];
   pool_.ParallelFor(task_begins_.back(), [&](int64_t task) {
-    const auto row = static_cast<size_t>(
-        std::upper_bound(task_begins_.begin(), task_begins_.end(), task) - task_begins_.begin() - 1);
+    const auto row =
+        static_cast<size_t>(std::upper_bound(task_begins_.begin(), task_begins_.end(), task) -
+                            task_begins_.begin() - 1);
     const int64_t within = task - task_begins_[row];
     const int64_t slice = within % slices;
     const int64_t kv_head = within / slices % heads.kv_heads;
@@ -266,6 +268,8 @@ void CpuOps::DoCopyBlocks(Lane&, const ops::LayerKv& kv, const ops::BlockMove* m
   }
 }
 
-void CpuOps::DoSample(Lane&, const ops::SampleBatch& batch) { SampleOnCpu(pool_, batch); }
+void CpuOps::DoSample(Lane&, const ops::SampleBatch& batch) {
+  SampleOnCpu(pool_, batch);
+}
 
 }  // namespace polyreme::backend

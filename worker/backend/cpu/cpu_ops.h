@@ -41,13 +41,14 @@ class CpuOps final : public ops::Ops {
                     int32_t num_moves) override;
   void DoSample(Lane& lane, const ops::SampleBatch& batch) override;
 
-  // body(t) for each row of [0, num_rows), shared out where that pays; floats: what one row reads and writes.
+  // body(t) for each row of [0, num_rows), shared out where that pays; floats: what one row reads
+  // and writes.
   void ForRows(int64_t num_rows, int64_t floats, absl::FunctionRef<void(int64_t)> body);
 
   ThreadPool& pool_;
   const cpu::Kernels& kernels_;
-  // The step's attention tasks: row r has those from task_begins_[r] on, of token_tile_ tokens each, times kv heads,
-  // times slices of the group's query heads.
+  // The step's attention tasks: row r has those from task_begins_[r] on, of token_tile_ tokens
+  // each, times kv heads, times slices of the group's query heads.
   std::vector<int64_t> task_begins_;
   int64_t token_tile_ = 1;
 };

@@ -29,7 +29,8 @@ PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
   return rows;
 }
 
-// memcpy, because a mapped file promises no alignment. The panel is already zero where there is no row.
+// memcpy, because a mapped file promises no alignment. The panel is already zero where there is no
+// row.
 template <class Element>
 void PackPanel(const PanelRows& rows, int64_t cols, std::byte* panel) {
   for (int64_t n = 0; n < cpu::kLanes; ++n) {
@@ -48,7 +49,8 @@ void CheckSource(const WeightSource& source) {
   CHECK(source.cols > 0, "a weight of {} columns", source.cols);
   CHECK(static_cast<int32_t>(source.segment_ends.size()) <= limits::kSumSegments);
   CHECK(std::is_sorted(source.segment_ends.begin(), source.segment_ends.end()));
-  CHECK(source.segment_ends.empty() || (source.segment_ends.front() >= 0 && source.segment_ends.back() == source.cols),
+  CHECK(source.segment_ends.empty() ||
+            (source.segment_ends.front() >= 0 && source.segment_ends.back() == source.cols),
         "segments end at {} of {} columns", source.segment_ends.back(), source.cols);
 }
 

@@ -1,4 +1,5 @@
-// Weights as the CPU's products read them: panels of 16 outputs, [ceil(N / 16)][K][16] in storage type, zeros behind row N.
+// Weights as the CPU's products read them: panels of 16 outputs, [ceil(N / 16)][K][16] in storage
+// type, zeros behind row N.
 #pragma once
 
 #include "parallel/tensor/device.h"

@@ -1,7 +1,7 @@
 // Conversions between float32 and the 16-bit formats, one value at a time.
 //
-// Templates, so that each instruction set's file has its own copies (see kernels.h); Tag is that file's vector type, or
-// anything else elsewhere.
+// Templates, so that each instruction set's file has its own copies (see kernels.h); Tag is that
+// file's vector type, or anything else elsewhere.
 #pragma once
 
 #include <stdint.h>
@@ -48,9 +48,11 @@ inline uint16_t ToF16(float value) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 1023u));
+  if (magnitude > 0x7f800000u)
+    return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 1023u));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the value in units of 2^-24, rounded
+  if (magnitude <
+      0x38800000u) {  // subnormal: adding 0.5 leaves the value in units of 2^-24, rounded
     const float shifted = FloatOfBits<Tag>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000u));
   }

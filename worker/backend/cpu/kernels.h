@@ -1,9 +1,11 @@
-// The inner loops of the CPU backend: one table of functions per instruction set, all from one source.
+// The inner loops of the CPU backend: one table of functions per instruction set, all from one
+// source.
 //
-// kernels_<isa>.cc instantiates the templates of {row,product,attention}_kernels.h over that instruction set's vector of
-// 16 floats. All three vectors do the same operations on the same lanes in the same order, so that the bits of a result
-// do not depend on the machine. Those files are compiled for instructions that this machine may lack; therefore they, and
-// this header, include nothing with inline code that the linker could share with the rest of the program.
+// kernels_<isa>.cc instantiates the templates of {row,product,attention}_kernels.h over that
+// instruction set's vector of 16 floats. All three vectors do the same operations on the same lanes
+// in the same order, so that the bits of a result do not depend on the machine. Those files are
+// compiled for instructions that this machine may lack; therefore they, and this header, include
+// nothing with inline code that the linker could share with the rest of the program.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +18,8 @@ enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
 enum class Storage : uint8_t { kF32, kF16, kBF16 };
 inline constexpr int kNumStorages = 3;
 
-// Floats of a vector, and outputs of one panel of a packed weight: [ceil(N / 16)][K][16], the last padded with zeros.
+// Floats of a vector, and outputs of one panel of a packed weight: [ceil(N / 16)][K][16], the last
+// padded with zeros.
 inline constexpr int64_t kLanes = 16;
 // Panels and rows of x that one product task may be given.
 inline constexpr int64_t kTaskPanels = 8;
@@ -31,32 +34,32 @@ inline constexpr int64_t kMaxHeadDim = 256;
 struct ProductTask {
   const float* x = nullptr;
   int64_t x_stride = 0;
-  int64_t num_rows = 0;                   // at most kTaskRows
-  const void* panels = nullptr;           // the task's first panel
-  int64_t num_panels = 0;                 // at most kTaskPanels
-  int64_t cols = 0;                       // K
+  int64_t num_rows = 0;          // at most kTaskRows
+  const void* panels = nullptr;  // the task's first panel
+  int64_t num_panels = 0;        // at most kTaskPanels
+  int64_t cols = 0;              // K
   const int64_t* segment_ends = nullptr;
   int64_t num_segments = 0;
-  float* y = nullptr;                     // at the first panel's first output
+  float* y = nullptr;  // at the first panel's first output
   int64_t y_stride = 0;
-  int64_t num_outputs = 0;                // of the panels together, padding not counted
+  int64_t num_outputs = 0;  // of the panels together, padding not counted
 };
 
 // Attention of consecutive tokens of one sequence, for query heads that share one key-value head.
 struct AttendTask {
-  const float* queries = nullptr;         // [tokens, heads, D] at strides query_stride and D
+  const float* queries = nullptr;  // [tokens, heads, D] at strides query_stride and D
   int64_t query_stride = 0;
-  int64_t num_tokens = 0;                 // tokens * heads is at most kAttendRows
+  int64_t num_tokens = 0;  // tokens * heads is at most kAttendRows
   int64_t num_heads = 0;
   int64_t first_position = 0;
-  int64_t head_dim = 0;                   // D, at most kMaxHeadDim
-  const void* keys = nullptr;             // block 0, place 0 of the key-value head
+  int64_t head_dim = 0;        // D, at most kMaxHeadDim
+  const void* keys = nullptr;  // block 0, place 0 of the key-value head
   const void* values = nullptr;
-  int64_t place_stride = 0;               // elements from one place to the next
-  const int32_t* blocks = nullptr;        // of the sequence
+  int64_t place_stride = 0;         // elements from one place to the next
+  const int32_t* blocks = nullptr;  // of the sequence
   int64_t tokens_per_block = 0;
   float scale = 0;
-  float* y = nullptr;                     // as queries
+  float* y = nullptr;  // as queries
   int64_t y_stride = 0;
 };
 

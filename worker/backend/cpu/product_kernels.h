@@ -1,9 +1,10 @@
 // Products over one vector type V; see kernels.h.
 //
-// Each output is one chain of FMAs over k ascending per segment, and the segments' sums are added in the tree
-// ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), or the branch of it that 1, 2 or 4 segments make; another number of segments is
-// added from left to right. Tiles, blocks of k and stored partial sums never change that order, so the bits of an output
-// depend on nothing but its row of x and its row of w.
+// Each output is one chain of FMAs over k ascending per segment, and the segments' sums are added
+// in the tree
+// ((s0+s1)+(s2+s3))+((s4+s5)+(s6+s7)), or the branch of it that 1, 2 or 4 segments make; another
+// number of segments is added from left to right. Tiles, blocks of k and stored partial sums never
+// change that order, so the bits of an output depend on nothing but its row of x and its row of w.
 //
 // Register tile, m rows of x by p panels:        panel 0        panel 1
 //                                      k ->  w[16] w[16] ..  w[16] w[16] ..
@@ -20,10 +21,12 @@
 
 namespace polyreme::backend::cpu {
 
-// Panels taken at once when there are more rows than one register tile has, and the most floats of sums at once.
+// Panels taken at once when there are more rows than one register tile has, and the most floats of
+// sums at once.
 inline constexpr int64_t kNarrowPanels = 2;
 inline constexpr int64_t kTaskFloats = kTaskRows * kNarrowPanels * kLanes;
-// k taken at once when panels are first unpacked to float32: two panels of it fill most of a first-level cache.
+// k taken at once when panels are first unpacked to float32: two panels of it fill most of a
+// first-level cache.
 inline constexpr int64_t kUnpackDepth = 256;
 
 // How a storage format's elements become a vector.
@@ -43,7 +46,8 @@ struct FormatBf16 {
   static V Load(const uint16_t* from) { return V::LoadBf16(from); }
 };
 
-// sums[t, p] (+)= x[t, 0..count) times panels[p][0..count). Kept sums are continued, fresh ones start at zero.
+// sums[t, p] (+)= x[t, 0..count) times panels[p][0..count). Kept sums are continued, fresh ones
+// start at zero.
 template <class Element>
 struct TileArgs {
   const float* x;
@@ -53,7 +57,7 @@ struct TileArgs {
   int64_t count;
   bool fresh;
   float* sums;
-  int64_t sums_stride;   // floats from one row to the next; panels lie 16 apart
+  int64_t sums_stride;  // floats from one row to the next; panels lie 16 apart
 };
 
 template <class V, class Format, int kRows, int kPanels>
@@ -86,7 +90,8 @@ void Tile(const TileArgs<typename Format::Element>& a) {
   }
 }
 
-// Runs the tile of `rows` rows and as many panels as it takes at once; returns that number of panels.
+// Runs the tile of `rows` rows and as many panels as it takes at once; returns that number of
+// panels.
 template <class V, class Format, int kRows>
 int64_t RunTile(const TileArgs<typename Format::Element>& a, int64_t rows, int64_t panels) {
   if constexpr (kRows > 1) {
@@ -188,13 +193,13 @@ void SumColumns(const ProductTask& task, const typename Format::Element* panels,
       const auto* from = panels + k * kLanes;
       if (unpack) {
         Unpack<V, Format>(from, task.cols * kLanes, num_panels, count, unpacked);
-        RunTiles<V, FormatF32<V>>({task.x + k, task.x_stride, unpacked, count * kLanes, count,
-                                   fresh, sums, stride},
-                                  task.num_rows, num_panels);
+        RunTiles<V, FormatF32<V>>(
+            {task.x + k, task.x_stride, unpacked, count * kLanes, count, fresh, sums, stride},
+            task.num_rows, num_panels);
       } else {
-        RunTiles<V, Format>({task.x + k, task.x_stride, from, task.cols * kLanes, count, fresh,
-                             sums, stride},
-                            task.num_rows, num_panels);
+        RunTiles<V, Format>(
+            {task.x + k, task.x_stride, from, task.cols * kLanes, count, fresh, sums, stride},
+            task.num_rows, num_panels);
       }
       fresh = false;
       k += count;

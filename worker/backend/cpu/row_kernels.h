@@ -1,6 +1,7 @@
 // Norms, gates, rotations and the exponential over one vector type V; see kernels.h.
 //
-// A sum over a row is sixteen running sums, lane j taking elements j, j + 16, ..., added at the end in one fixed tree.
+// A sum over a row is sixteen running sums, lane j taking elements j, j + 16, ..., added at the end
+// in one fixed tree.
 #pragma once
 
 #include <stdint.h>
@@ -46,8 +47,9 @@ inline float MaxOfLanes(V v) {
   return s[0];
 }
 
-// e^x within 2 units in the last place; 0 below -87.3 (where float32 turns subnormal), infinite above 88.3, NaN of NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^n e^r with the polynomial of Cephes' expf for e^r.
+// e^x within 2 units in the last place; 0 below -87.3 (where float32 turns subnormal), infinite
+// above 88.3, NaN of NaN. x = n ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^n e^r with the
+// polynomial of Cephes' expf for e^r.
 template <class V>
 inline V Exp(V x) {
   // Adding 1.5 * 2^23 rounds to an integer in the last bits of the sum.

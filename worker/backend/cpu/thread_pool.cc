@@ -7,13 +7,15 @@
 namespace polyreme::backend {
 namespace {
 
-// state_, from the low bits up: 14 bits of participants, closing, open, 16 bits of the loop's number. The number only
-// tells a worker a loop it has just left from the next one; if it wraps around, a worker misses a loop, no more.
+// state_, from the low bits up: 14 bits of participants, closing, open, 16 bits of the loop's
+// number. The number only tells a worker a loop it has just left from the next one; if it wraps
+// around, a worker misses a loop, no more.
 constexpr uint32_t kParticipants = (1u << 14) - 1;
 constexpr uint32_t kClosing = 1u << 14;
 constexpr uint32_t kOpen = 1u << 15;
 constexpr uint32_t kNumberShift = 16;
-// A pause is 40 to 140 cycles: some ten microseconds in all, about the gap between two ops of a step.
+// A pause is 40 to 140 cycles: some ten microseconds in all, about the gap between two ops of a
+// step.
 constexpr int kSpins = 400;
 
 }  // namespace

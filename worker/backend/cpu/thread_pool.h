@@ -1,7 +1,8 @@
 // The threads of one rank, for the loops inside an op.
 //
-// Several ranks may share few cores, so nobody spins for long: a worker that finds no work for some microseconds
-// sleeps, and a loop never waits for a worker that has not woken up in time to take part in it.
+// Several ranks may share few cores, so nobody spins for long: a worker that finds no work for some
+// microseconds sleeps, and a loop never waits for a worker that has not woken up in time to take
+// part in it.
 #pragma once
 
 #include <atomic>
@@ -23,8 +24,8 @@ class ThreadPool {
 
   int32_t num_threads() const { return static_cast<int32_t>(workers_.size()) + 1; }
 
-  // body(i) once for each i of [0, count), on any thread of the pool and in any order; returns when all are done.
-  // One caller at a time; not from within a body.
+  // body(i) once for each i of [0, count), on any thread of the pool and in any order; returns when
+  // all are done. One caller at a time; not from within a body.
   void ParallelFor(int64_t count, absl::FunctionRef<void(int64_t)> body);
 
  private:
@@ -37,7 +38,8 @@ class ThreadPool {
   const absl::FunctionRef<void(int64_t)>* body_ = nullptr;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0};
-  // The loop's number, whether it may still be joined, whether the pool is closing, and how many take part.
+  // The loop's number, whether it may still be joined, whether the pool is closing, and how many
+  // take part.
   std::atomic<uint32_t> state_{0};
   std::vector<std::thread> workers_;
 };

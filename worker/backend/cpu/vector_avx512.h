@@ -9,7 +9,8 @@
 namespace polyreme::backend::cpu {
 
 struct VectorAvx512 {
-  // 24 of the 32 registers hold sums: enough chains to hide the latency of an FMA, the rest for operands.
+  // 24 of the 32 registers hold sums: enough chains to hide the latency of an FMA, the rest for
+  // operands.
   static constexpr int kMaxTileRows = 12;
   static constexpr int PanelsForRows(int rows) { return rows <= 3 ? 8 : rows <= 6 ? 4 : 2; }
 
