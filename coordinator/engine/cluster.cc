@@ -53,6 +53,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   std::vector<RankReport> reports() const;
   void Stop(const absl::Status& why, absl::Time deadline);
 
+  void Fail(absl::Status why);
+
   // WorkerLink.
   absl::Status Submit(const step::StepPlan& plan) override;
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) override {
@@ -73,7 +75,6 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
 
  private:
   absl::Status CheckProof(const grpc::ServerContext& context, std::string_view method);
-  void Fail(absl::Status why);
   void OnMessage(int32_t rank, const pb::WorkerMessage& message);
   absl::Status WaitUntilLoaded();
   absl::StatusOr<int32_t> ChooseNumBlocks() const;
@@ -356,6 +357,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Listen(const ClusterOptions& o
 
 std::string Cluster::address() const { return impl_->address(); }
 absl::Status Cluster::WaitUntilReady() { return impl_->WaitUntilReady(); }
+void Cluster::Cancel(absl::Status why) { impl_->Fail(std::move(why)); }
 int32_t Cluster::num_blocks() const { return impl_->num_blocks(); }
 std::vector<RankReport> Cluster::reports() const { return impl_->reports(); }
 WorkerLink& Cluster::link() { return *impl_; }

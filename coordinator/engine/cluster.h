@@ -56,6 +56,9 @@ class Cluster {
   // AlreadyExists for a rank that came twice, Unavailable for one that was lost.
   absl::Status WaitUntilReady();
 
+  // Ends WaitUntilReady and every Await with `why`. Any thread.
+  void Cancel(absl::Status why);
+
   int32_t num_blocks() const;             // after WaitUntilReady
   std::vector<RankReport> reports() const;
   WorkerLink& link();

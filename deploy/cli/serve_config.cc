@@ -79,6 +79,8 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
             "the cluster's listener on rank 0 (needed across hosts)", SetString(&c.coordinator));
   flags.Add({"--listen-address"}, "ADDRESS", "where peers on other hosts reach this rank",
             SetString(&c.listen_address));
+  flags.Add({"--host-identity"}, "NAME", "treat this rank as on a host of this name (for tests)",
+            SetString(&c.host_identity));
   flags.Add({"--job-token-file"}, "FILE",
             "secret of this job, the same on all hosts (or POLYREME_JOB_TOKEN)",
             SetString(&c.job_token_file));
@@ -182,6 +184,21 @@ absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan
                            config.max_model_len, own);
   }
   return config.max_model_len;
+}
+
+absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config, const plan::ModelSpec& spec,
+                                                int32_t num_blocks) {
+  step::StepLimits limits;
+  // A slot that ends in one plan can be given away in the next, so running sequences are all there are.
+  limits.num_slots = config.max_num_seqs;
+  limits.num_blocks = num_blocks;
+  limits.tokens_per_block = config.block_size;
+  limits.max_step_tokens = config.max_num_batched_tokens;
+  limits.max_step_samples = std::min(config.max_num_batched_tokens, std::max(config.max_num_seqs, 256));
+  ASSIGN_OR_RETURN(limits.max_model_len, ResolveMaxModelLen(config, spec));
+  limits.vocabulary = static_cast<int32_t>(spec.vocabulary);
+  limits.max_steps_in_flight = config.pipeline_parallel_size + 1;
+  return limits;
 }
 
 std::string ServedName(const ServeConfig& config) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "parallel/base/status.h"
 #include "parallel/launch/launch_env.h"
 #include "parallel/plan/model_spec.h"
+#include "parallel/step/step_plan.h"
 
 namespace polyreme::cli {
 
@@ -42,6 +44,7 @@ struct ServeConfig {
   launch::LaunchFlags launch;
   std::string coordinator;                  // host:port of the cluster's listener
   std::string listen_address;               // where this rank's transports listen
+  std::string host_identity;                // in place of the machine's own: two "hosts" on one machine in tests
   std::string job_token_file;
   absl::Duration join_timeout = absl::Seconds(120);
   absl::Duration shutdown_timeout = absl::Seconds(30);
@@ -67,6 +70,9 @@ std::string SharedSettings(const ServeConfig& config);
 
 // The context length to serve: the flag's or the model's. InvalidArgument if the flag asks for more than the model has.
 absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec);
+// What a step may ask for, the same on the coordinator and every worker.
+absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config, const plan::ModelSpec& spec,
+                                                int32_t num_blocks);
 std::string ServedName(const ServeConfig& config);
 
 }  // namespace polyreme::cli

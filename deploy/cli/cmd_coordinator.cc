@@ -1,0 +1,225 @@
+// Wires a coordinator: reads what it needs of the checkpoint, gathers the workers, then serves until it is told to stop.
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "coordinator/api/server.h"
+#include "coordinator/engine/cluster.h"
+#include "coordinator/engine/engine.h"
+#include "coordinator/engine/metrics.h"
+#include "coordinator/text/chat_template.h"
+#include "coordinator/text/tokenizer.h"
+#include "deploy/cli/build_info.h"
+#include "deploy/cli/commands.h"
+#include "deploy/cli/generation_defaults.h"
+#include "deploy/cli/meeting.h"
+#include "deploy/cli/serve_config.h"
+#include "parallel/base/clock.h"
+#include "parallel/base/log.h"
+#include "parallel/plan/shard_plan.h"
+#include "worker/weights/checkpoint.h"
+
+namespace polyreme::cli {
+namespace {
+
+// Long enough for workers to hear why they end, short enough for the agent's own patience.
+constexpr absl::Duration kStopPatience = absl::Seconds(3);
+// How often the main thread looks whether it was signalled while it waits for the engine to fail.
+constexpr absl::Duration kLook = absl::Milliseconds(100);
+
+volatile std::sig_atomic_t stop_requested = 0;
+void OnTerm(int) { stop_requested = 1; }
+
+void HandleSignals() {
+  struct sigaction action {};
+  action.sa_handler = OnTerm;
+  sigaction(SIGTERM, &action, nullptr);
+  // The terminal's Ctrl-C reaches the whole process group; the agent turns it into SIGTERM for us.
+  std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGHUP, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+// What the checkpoint says to a coordinator.
+struct ModelFiles {
+  plan::ModelSpec spec;
+  std::string fingerprint;
+  std::unique_ptr<const text::Tokenizer> tokenizer;
+  std::optional<text::ChatTemplate> chat_template;
+  api::ModelInfo info;
+};
+
+absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
+  ModelFiles files;
+  ASSIGN_OR_RETURN(files.spec, plan::ReadModelSpec(config.model));
+  ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::Checkpoint::Open(config.model));
+  files.fingerprint = checkpoint.fingerprint();
+  const std::string& text_directory = config.tokenizer.empty() ? config.model : config.tokenizer;
+  ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(text_directory));
+  if (files.tokenizer->vocab_size() > files.spec.vocabulary) {
+    return InvalidArgument("{}: the tokenizer has ids up to {}, but the model has {} rows of logits",
+                           text_directory, files.tokenizer->vocab_size() - 1, files.spec.vocabulary);
+  }
+  if (config.chat_template.empty()) {
+    ASSIGN_OR_RETURN(files.chat_template, text::ChatTemplate::Load(text_directory));
+  } else {
+    ASSIGN_OR_RETURN(files.chat_template,
+                     text::ChatTemplate::LoadFrom(config.chat_template, text_directory));
+  }
+  engine::ModelLimits& limits = files.info.limits;
+  limits.model_name = ServedName(config);
+  ASSIGN_OR_RETURN(limits.max_model_len, ResolveMaxModelLen(config, files.spec));
+  limits.vocabulary = static_cast<int32_t>(files.spec.vocabulary);
+  limits.eos_tokens = files.spec.eos_tokens;
+  limits.max_choices = std::min(limits::kMaxChoices, config.max_num_seqs);
+  limits.max_logprobs = limits::kMaxLogprobs;
+  if (config.served_names.size() > 1) {
+    files.info.other_names.assign(config.served_names.begin() + 1, config.served_names.end());
+  }
+  ASSIGN_OR_RETURN(files.info.defaults, ReadGenerationDefaults(config.model));
+  files.info.version = kVersion;
+  return files;
+}
+
+absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& config,
+                                                             const ModelFiles& files,
+                                                             const std::string& job_token) {
+  ASSIGN_OR_RETURN(const plan::Topology topology,
+                   plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
+  engine::ClusterOptions options{.topology = topology};
+  if (!config.coordinator.empty()) {
+    const size_t colon = config.coordinator.rfind(':');
+    int32_t port = 0;
+    if (colon == std::string::npos ||
+        !SetInt(&port, 1, 65535)(config.coordinator.substr(colon + 1)).ok()) {
+      return InvalidArgument("--coordinator: expected HOST:PORT, got '{}'", config.coordinator);
+    }
+    options.listen_address = config.coordinator.substr(0, colon);
+    options.port = port;
+  }
+  options.job_token = job_token;
+  options.build_id = BuildId();
+  options.settings = SharedSettings(config);
+  options.checkpoint = files.fingerprint;
+  options.join_timeout = config.join_timeout;
+  options.num_blocks = config.num_blocks;
+  const int32_t per_sequence =
+      (files.info.limits.max_model_len + config.block_size - 1) / config.block_size;
+  options.num_blocks_min = per_sequence;
+  options.num_blocks_max = static_cast<int32_t>(
+      std::min<int64_t>(int64_t{per_sequence} * config.max_num_seqs, limits::kMaxBlocks));
+  return engine::Cluster::Listen(options);
+}
+
+void LogReady(const ServeConfig& config, const engine::Cluster& cluster) {
+  const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
+  for (const engine::RankReport& r : cluster.reports()) {
+    LogInfo("ready: rank {} on {}: weights {:.1f} MiB, cache {:.1f} MiB, scratch {:.1f} MiB, communicators {:.1f} MiB",
+            r.rank.value, r.host, mib(r.weight_bytes), mib(r.kv_bytes), mib(r.scratch_bytes),
+            mib(r.communicator_bytes));
+  }
+  LogInfo("ready: {} cache blocks of {} tokens, {} sequences, {} tokens a step", cluster.num_blocks(),
+          config.block_size, config.max_num_seqs, config.max_num_batched_tokens);
+}
+
+// Serves until the engine fails or a signal comes; the failure, or ok after a drain.
+absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& files,
+                               engine::Cluster& cluster) {
+  engine::EngineOptions options;
+  ASSIGN_OR_RETURN(options.limits, MakeStepLimits(config, files.spec, cluster.num_blocks()));
+  options.stages = config.pipeline_parallel_size;
+  options.max_num_seqs = config.max_num_seqs;
+  options.max_num_batched_tokens = config.max_num_batched_tokens;
+  const SystemClock clock;
+  engine::Metrics metrics(files.info.limits.model_name,
+                          config.vllm_metrics ? engine::Metrics::Names::kOwnAndVllm
+                                              : engine::Metrics::Names::kOwn);
+  engine::Engine engine(options, files.info.limits, cluster.link(), *files.tokenizer, clock, metrics);
+  engine.Start();
+
+  api::EngineBackend backend(engine);
+  api::ServerOptions server_options;
+  server_options.host = config.host;
+  server_options.port = config.port;
+  server_options.grpc_port = config.grpc_port;
+  server_options.api_keys = config.api_keys;
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<api::PublicServer> server,
+      api::PublicServer::Start(server_options, backend, *files.tokenizer,
+                               files.chat_template.has_value() ? &*files.chat_template : nullptr,
+                               files.info, metrics, clock));
+  LogReady(config, cluster);
+  LogInfo("ready: serving {} at http://{}:{}{}", files.info.limits.model_name, config.host,
+          server->bound_port(),
+          config.grpc_port == 0 ? "" : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
+
+  absl::Status failure;
+  while (stop_requested == 0 && failure.ok()) {
+    failure = engine.WaitUntilFailed(MonotonicNow() + kLook);
+  }
+  if (failure.ok()) {
+    LogInfo("stopping: no new requests; what runs may finish within {}",
+            absl::FormatDuration(config.shutdown_timeout));
+    engine.Drain(MonotonicNow() + config.shutdown_timeout);
+  }
+  server->Stop(MonotonicNow() + kStopPatience);
+  engine.Stop();
+  return failure;
+}
+
+// A signal must end the wait for ranks and weights too.
+absl::Status WaitUntilReadyOrStopped(engine::Cluster& cluster) {
+  const std::jthread watch([&](const std::stop_token& done) {
+    while (!done.stop_requested()) {
+      if (stop_requested != 0) return cluster.Cancel(Cancelled("stopped by a signal before it was ready"));
+      poll(nullptr, 0, static_cast<int>(absl::ToInt64Milliseconds(kLook)));
+    }
+  });
+  return cluster.WaitUntilReady();
+}
+
+absl::Status Coordinate(const ServeConfig& config) {
+  ASSIGN_OR_RETURN(const ModelFiles files, ReadModelFiles(config));
+  ASSIGN_OR_RETURN(const std::string job_token, FindJobToken(config));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::Cluster> cluster,
+                   OpenCluster(config, files, job_token));
+  if (!config.meeting_file.empty()) {
+    RETURN_IF_ERROR(WriteMeetingFile(config.meeting_file, cluster->address(), job_token));
+  }
+  absl::Status status = WaitUntilReadyOrStopped(*cluster);
+  if (!config.meeting_file.empty()) unlink(config.meeting_file.c_str());
+  if (status.ok()) status = ServeUntilStopped(config, files, *cluster);
+  cluster->Stop(status, MonotonicNow() + kStopPatience);
+  return status;
+}
+
+}  // namespace
+
+int RunCoordinator(const Arguments& arguments) {
+  SetLogName("coordinator");
+  HandleSignals();
+  ServeConfig config;
+  FlagSet flags = ServeFlags("usage: polyreme coordinator MODEL [flags]   (started by polyreme serve)", config);
+  if (absl::Status s = ParseServeArguments(arguments, flags, config); !s.ok()) {
+    std::fprintf(stderr, "polyreme coordinator: %s\n", Message(s).c_str());
+    return 2;
+  }
+  if (config.help) {
+    std::fputs(flags.Help().c_str(), stdout);
+    return 0;
+  }
+  const absl::Status status = Coordinate(config);
+  if (status.ok()) return 0;
+  LogError("{}", Message(status));
+  return 1;
+}
+
+}  // namespace polyreme::cli
