@@ -126,7 +126,7 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend("cpu", {.num_threads = options.num_threads}));
   ASSIGN_OR_RETURN(rank.weights,
                    weights::LoadShard(shared.checkpoint, shared.spec, shared.plan,
-                                      {.rank = self, .positions = options.positions, .progress = {}},
+                                      {.rank = self, .positions = options.positions, .progress = {}, .cancelled = {}},
                                       rank.backend->packer()));
   comm::ProcessGroup::Options join;
   join.kind = comm::ProcessGroup::Kind::kThreads;

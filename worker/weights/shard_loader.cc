@@ -278,6 +278,7 @@ absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan:
   const Slices slices = SlicesOf(spec, plan, options.rank);
   RETURN_IF_ERROR(LoadTables(spec, loader, weights));
   for (int64_t layer = weights.shard.layers.begin; layer < weights.shard.layers.end; ++layer) {
+    if (options.cancelled && options.cancelled()) return Cancelled("loading was stopped");
     ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(spec, slices, layer, loader));
     weights.layers.push_back(std::move(w));
   }

@@ -71,6 +71,8 @@ struct LoadOptions {
   // Called after each tensor with bytes read so far and in all (Shard::weight_bytes), and at the end with both equal; may
   // be empty. Loader's thread.
   std::function<void(int64_t done, int64_t total)> progress;
+  // Asked before each layer; true ends the load with Cancelled. May be empty.
+  std::function<bool()> cancelled;
 };
 
 // Blocking. InvalidArgument (or DataLoss) names file and tensor: unknown, missing, mis-shaped, mistyped.
