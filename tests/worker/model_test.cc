@@ -76,7 +76,9 @@ void ExpectAlive(const HarnessLogits& logits) {
     for (const float logit : row) ASSERT_TRUE(std::isfinite(logit));
     const auto [least, most] = std::minmax_element(row.begin(), row.end());
     EXPECT_GT(*most - *least, 1.0f);
-    if (step > 0) EXPECT_NE(row, logits[step - 1][0]);
+    if (step > 0) {
+      EXPECT_NE(row, logits[step - 1][0]);
+    }
   }
 }
 
