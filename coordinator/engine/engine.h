@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/time/time.h"
@@ -31,6 +32,7 @@ struct EngineOptions {
   int32_t stream_capacity = limits::kTokenStreamCapacity;
   absl::Duration step_patience = limits::kStepPatience;
   Epoch epoch{1};
+  std::optional<uint64_t> seed;          // of the seeds drawn for requests without one; absent: from the system
 };
 
 // A snapshot for /health and for people.

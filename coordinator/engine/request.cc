@@ -110,9 +110,9 @@ absl::Status CheckSampling(const GenerateRequest& r, const ModelLimits& limits) 
                              kMaxLogitBias, token, bias);
     }
   }
-  if (std::ssize(r.allowed_token_ids) > limits.vocabulary) {
-    return InvalidArgument("allowed_token_ids: expected at most {}, got {}", limits.vocabulary,
-                           r.allowed_token_ids.size());
+  if (std::ssize(r.allowed_token_ids) > limits::kMaxAllowedTokens) {
+    return InvalidArgument("allowed_token_ids: expected at most {}, got {}",
+                           limits::kMaxAllowedTokens, r.allowed_token_ids.size());
   }
   return CheckTokens("allowed_token_ids", r.allowed_token_ids, limits);
 }

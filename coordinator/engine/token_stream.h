@@ -38,7 +38,7 @@ struct OutputPiece {
   std::optional<std::string> stop_string;   // which stop string ended it
   std::optional<TokenId> stop_token;        // which stop_token_ids entry ended it (not end-of-sequence)
   absl::Status error;                       // of this choice alone, for example non-finite logits (finish is kAbort)
-  // Set once, in the first piece of the request, when prompt_logprobs was asked: entry 0 is for prompt token 1.
+  // Set once, in the first piece of choice 0, when prompt_logprobs was asked: entry 0 is for prompt token 1.
   std::vector<TokenScore> prompt_scores;
   int32_t num_cached_tokens = 0;            // prompt tokens found in the cache; in the first piece
 };

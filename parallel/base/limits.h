@@ -49,6 +49,7 @@ inline constexpr int32_t kMaxStopStrings = 16;
 inline constexpr int32_t kMaxStopStringBytes = 1024;
 inline constexpr int32_t kMaxStopTokens = 256;
 inline constexpr int32_t kMaxLogitBias = 1024;
+inline constexpr int32_t kMaxAllowedTokens = 4096;
 inline constexpr int32_t kMaxMessages = 4096;
 inline constexpr int32_t kMaxWaitingSequences = 4096;
 inline constexpr int32_t kMaxMailbox = 8192;
@@ -62,7 +63,9 @@ inline constexpr int64_t kMaxConfigFileBytes = int64_t{4} << 20;
 inline constexpr int64_t kMaxTemplateBytes = int64_t{1} << 20;
 inline constexpr int64_t kMaxTemplateOutputBytes = int64_t{16} << 20;
 inline constexpr int64_t kMaxTemplateSteps = int64_t{5} * 1000 * 1000;
-inline constexpr int32_t kMaxTemplateDepth = 200;
+inline constexpr int32_t kMaxTemplateDepth = 200;       // of a template's tree, and of a value it makes
+inline constexpr int32_t kMaxTemplateNesting = 1000;    // evaluations inside one another, macros included
+inline constexpr int64_t kMaxTemplateWorkBytes = int64_t{256} << 20;  // text copied while rendering
 
 // JSON.
 inline constexpr int32_t kMaxJsonDepth = 64;
@@ -88,8 +91,12 @@ inline constexpr absl::Duration kRpcPatience = absl::Seconds(10);
 inline constexpr absl::Duration kConnectionProofPatience = absl::Seconds(10);  // of a connection that comes in
 inline constexpr absl::Duration kPeerCheckInterval = absl::Milliseconds(100);  // is a silent peer still alive?
 inline constexpr absl::Duration kEngineIdle = absl::Milliseconds(200);
+inline constexpr absl::Duration kEngineProgressPatience = absl::Seconds(30);   // without a commit, health says no
+inline constexpr absl::Duration kEngineStopPatience = absl::Seconds(5);        // then a hanging step is aborted
 
 static_assert(kMaxJsonDepth < kMaxTemplateDepth, "a template may walk any message that parses");
+static_assert(kMaxPromptBytes * 2 <= kMaxTemplateOutputBytes, "a longest prompt fits a rendered chat");
+static_assert(kMaxTemplateOutputBytes <= kMaxTemplateWorkBytes, "what is printed is also copied");
 static_assert(kMaxSequences <= kMaxWaitingSequences, "all that run could be sent back to waiting");
 static_assert(kMaxChoices <= kMaxSequences, "one request's choices fit the slots");
 static_assert(kMaxPromptBytes < kMaxHttpBodyBytes, "a longest prompt fits a body");

@@ -1,0 +1,266 @@
+#include "coordinator/engine/engine_core.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace polyreme::engine {
+namespace {
+
+const char* NameOf(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kAbort: return "abort";
+    case FinishReason::kNone: break;
+  }
+  return "none";
+}
+
+}  // namespace
+
+sched::SchedulerLimits EngineCore::LimitsOf(const EngineOptions& options) {
+  sched::SchedulerLimits limits;
+  limits.step = options.limits;
+  limits.stages = options.stages;
+  limits.max_num_seqs = options.max_num_seqs;
+  limits.max_num_batched_tokens = options.max_num_batched_tokens;
+  // Submit counts those that never ran; preempted ones wait beside them.
+  limits.max_waiting = options.max_waiting + options.max_num_seqs;
+  return limits;
+}
+
+EngineCore::EngineCore(const EngineOptions& options, const ModelLimits& model, Parts parts,
+                       uint64_t seed)
+    : options_(options),
+      model_(model),
+      parts_(std::move(parts)),
+      blocks_(options.limits.num_blocks, options.limits.tokens_per_block),
+      scheduler_(LimitsOf(options), blocks_),
+      random_(seed) {
+  scheduler_.Rewind(options.epoch);
+}
+
+EngineCore::~EngineCore() = default;
+
+sched::SequenceOptions EngineCore::OptionsOf(const GenerateRequest& request, int32_t choice,
+                                             uint64_t seed) const {
+  sched::SequenceOptions options;
+  options.id = SequenceId{next_sequence_ + choice};
+  options.prompt = request.prompt;
+  options.sampling = ToSamplingParams(request, model_, seed, choice);
+  options.stop.max_tokens = request.max_tokens;
+  options.stop.min_tokens = request.min_tokens;
+  options.stop.max_model_len = model_.max_model_len;
+  if (!request.ignore_eos) options.stop.eos_tokens = model_.eos_tokens;
+  options.stop.stop_tokens = request.stop_token_ids;
+  options.scores_prompt = choice == 0 && request.prompt_logprobs >= 0;
+  options.priority = request.priority;
+  return options;
+}
+
+void EngineCore::Accept(Submission submission) {
+  const GenerateRequest& asked = submission.request;
+  auto owned = std::make_unique<Request>();
+  Request& request = *owned;
+  request.id = next_request_++;
+  request.num_prompt_tokens = static_cast<int32_t>(asked.prompt.size());
+  request.submitted = submission.submitted;
+  request.deadline = asked.deadline;
+  request.stream = std::move(submission.stream);
+  request.choices.reserve(static_cast<size_t>(asked.n));
+  requests_.emplace(request.id, std::move(owned));
+  if (request.deadline < absl::InfiniteFuture()) deadlines_.insert({request.deadline, request.id});
+
+  const uint64_t seed = asked.seed.has_value() ? *asked.seed : random_();
+  absl::Status admitted;
+  for (int32_t i = 0; i < asked.n; ++i) {
+    sched::SequenceOptions options = OptionsOf(asked, i, seed);
+    const SequenceId id = options.id;
+    request.choices.push_back({id, ChoiceOutput(asked, i, parts_.tokenizer, submission.stops)});
+    ++request.num_unfinished;
+    choices_[id] = {&request, static_cast<size_t>(i)};
+    admitted.Update(scheduler_.Admit(std::make_unique<sched::Sequence>(std::move(options))));
+  }
+  next_sequence_ += asked.n;
+  if (!admitted.ok()) EndRequest(request, admitted, "refused");
+}
+
+absl::Status EngineCore::RunOnce() {
+  DropCancelled();
+  DropExpired(parts_.clock.Now());
+  RETURN_IF_ERROR(PlanAhead());
+  if (!in_flight_.empty()) RETURN_IF_ERROR(CommitOldest());
+  ObserveLoad();
+  return absl::OkStatus();
+}
+
+void EngineCore::DropCancelled() {
+  const int64_t cancels = parts_.signals->num_cancels.load();
+  if (cancels == cancels_seen_) return;
+  cancels_seen_ = cancels;
+  std::vector<Request*> gone;
+  for (const auto& [id, request] : requests_) {
+    if (request->stream->cancelled()) gone.push_back(request.get());
+  }
+  for (Request* request : gone) EndRequest(*request, Cancelled("the client is gone"), "abort");
+}
+
+void EngineCore::DropExpired(absl::Time now) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    Request& request = *requests_.at(deadlines_.begin()->second);
+    EndRequest(request, DeadlineExceeded("the request's deadline passed"), "abort");
+  }
+}
+
+absl::Status EngineCore::PlanAhead() {
+  while (std::ssize(in_flight_) < options_.stages + 1) {
+    const step::StepPlan* plan = scheduler_.Plan();
+    if (plan == nullptr) break;
+    RETURN_IF_ERROR(parts_.link.Submit(*plan));
+    const absl::Time now = parts_.clock.Now();
+    in_flight_.push_back({plan->id, static_cast<int32_t>(plan->tokens.size()),
+                          static_cast<int32_t>(plan->rows.size()), now});
+    parts_.metrics.ObserveInFlight(static_cast<int32_t>(in_flight_.size()));
+    NoteStarted(*plan, now);
+  }
+  return absl::OkStatus();
+}
+
+void EngineCore::NoteStarted(const step::StepPlan& plan, absl::Time now) {
+  for (const step::SlotOpen& opened : plan.opened) {
+    const auto found = choices_.find(opened.sequence);
+    CHECK(found != choices_.end(), "sequence {} is nobody's", opened.sequence.value);
+    Request& request = *found->second.request;
+    Choice& choice = request.choices[found->second.choice];
+    if (choice.started) continue;
+    choice.started = true;
+    --parts_.signals->num_queued;
+    if (found->second.choice != 0) continue;
+    parts_.metrics.ObserveQueueTime(now - request.submitted);
+    parts_.metrics.AddPromptTokens(request.num_prompt_tokens);
+  }
+}
+
+absl::Status EngineCore::CommitOldest() {
+  const InFlight step = in_flight_.front();
+  absl::StatusOr<step::StepResult> result =
+      parts_.link.Await(step.id, parts_.clock.Now() + options_.step_patience);
+  if (!result.ok()) return Annotate(result.status(), fmt::format("step {}", step.id.value));
+  ASSIGN_OR_RETURN(const absl::Span<const sched::TokenEvent> events, scheduler_.Commit(*result));
+  in_flight_.pop_front();
+  ++steps_committed_;
+  const absl::Time now = parts_.clock.Now();
+  Deliver(events, *result, now);
+  ObserveStep(step, *result, now);
+  return absl::OkStatus();
+}
+
+void EngineCore::Deliver(absl::Span<const sched::TokenEvent> events,
+                         const step::StepResult& result, absl::Time now) {
+  int64_t num_tokens = 0;
+  for (const sched::TokenEvent& event : events) {
+    const auto found = choices_.find(event.sequence);
+    // An earlier event of this step has ended the whole request.
+    if (found == choices_.end()) continue;
+    const auto [request, index] = found->second;
+    Choice& choice = request->choices[index];
+    const step::SampleResult* sample =
+        event.sample < 0 ? nullptr : &result.samples[static_cast<size_t>(event.sample)];
+    if (event.kind == sched::TokenEvent::Kind::kPromptScore) {
+      choice.output.AddPromptScore(*sample);
+      continue;
+    }
+    OutputPiece piece = choice.output.Take(event, sample);
+    num_tokens += std::ssize(piece.tokens);
+    const FinishReason finish = piece.finish;
+    if (!Send(*request, index, std::move(piece), now)) continue;
+    if (finish == FinishReason::kNone) continue;
+    // A stop string is news to the scheduler; any other end it has seen itself.
+    if (event.finish == sched::Finish::kNone) scheduler_.Cancel(event.sequence);
+    FinishChoice(*request, index, finish, now);
+  }
+  if (num_tokens > 0) parts_.metrics.AddGenerationTokens(num_tokens);
+}
+
+bool EngineCore::Send(Request& request, size_t index, OutputPiece piece, absl::Time now) {
+  Choice& choice = request.choices[index];
+  if (!piece.tokens.empty()) {
+    if (choice.last_token != absl::InfinitePast()) {
+      parts_.metrics.ObserveInterToken(now - choice.last_token);
+    } else if (!request.has_output) {
+      parts_.metrics.ObserveTimeToFirstToken(now - request.submitted);
+    }
+    choice.last_token = now;
+    request.has_output = true;
+  }
+  if (request.stream->Push(std::move(piece))) return true;
+  EndRequest(request,
+             request.stream->cancelled()
+                 ? Cancelled("the client is gone")
+                 : ResourceExhausted("the client fell too far behind in reading its tokens"),
+             "abort");
+  return false;
+}
+
+void EngineCore::FinishChoice(Request& request, size_t index, FinishReason reason,
+                              absl::Time now) {
+  Choice& choice = request.choices[index];
+  choice.finished = true;
+  choices_.erase(choice.sequence);
+  if (--request.num_unfinished > 0) return;
+  int32_t num_output_tokens = 0;
+  for (const Choice& each : request.choices) num_output_tokens += each.output.num_tokens();
+  parts_.metrics.RequestFinished(NameOf(reason), request.num_prompt_tokens, num_output_tokens);
+  parts_.metrics.ObserveEndToEnd(now - request.submitted);
+  request.stream->Close(absl::OkStatus());
+  Forget(request);
+}
+
+void EngineCore::EndRequest(Request& request, const absl::Status& why, const char* reason) {
+  int32_t num_output_tokens = 0;
+  for (Choice& choice : request.choices) {
+    num_output_tokens += choice.output.num_tokens();
+    if (choice.finished) continue;
+    scheduler_.Cancel(choice.sequence);
+    choices_.erase(choice.sequence);
+    if (!choice.started) --parts_.signals->num_queued;
+  }
+  parts_.metrics.RequestFinished(reason, request.num_prompt_tokens, num_output_tokens);
+  request.stream->Close(why);
+  Forget(request);
+}
+
+void EngineCore::Forget(Request& request) {
+  deadlines_.erase({request.deadline, request.id});
+  requests_.erase(request.id);
+}
+
+void EngineCore::ObserveStep(const InFlight& step, const step::StepResult& result, absl::Time now) {
+  Metrics& metrics = parts_.metrics;
+  metrics.StepCommitted(step.num_tokens, step.num_rows, now - step.submitted);
+  for (const step::RankTiming& timing : result.timings) {
+    metrics.AddRankTime(timing.rank.value, timing.busy, timing.waiting);
+  }
+}
+
+void EngineCore::ObserveLoad() {
+  Metrics& metrics = parts_.metrics;
+  metrics.SetRunning(scheduler_.num_running(), scheduler_.num_waiting());
+  const double num_blocks = blocks_.num_blocks();
+  metrics.SetCacheUsage((num_blocks - blocks_.num_free()) / num_blocks);
+  if (scheduler_.num_preemptions() > preemptions_seen_) {
+    metrics.AddPreemptions(scheduler_.num_preemptions() - preemptions_seen_);
+    preemptions_seen_ = scheduler_.num_preemptions();
+  }
+}
+
+void EngineCore::Rewind(Epoch epoch) {
+  in_flight_.clear();
+  scheduler_.Rewind(epoch);
+}
+
+void EngineCore::CloseAll(const absl::Status& why) {
+  while (!requests_.empty()) EndRequest(*requests_.begin()->second, why, "abort");
+}
+
+}  // namespace polyreme::engine
