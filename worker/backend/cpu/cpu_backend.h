@@ -14,7 +14,7 @@ namespace polyreme::backend {
 
 struct CpuOptions {
   int32_t num_threads = 1;      // the calling one included
-  std::optional<cpu::Isa> isa;  // none: the best that this machine has
+  std::optional<cpu::Isa> isa = std::nullopt;  // none: the best that this machine has
 };
 
 // InvalidArgument on a bad number of threads; FailedPrecondition when this machine lacks `isa`.

@@ -3,6 +3,7 @@
 
 #include "worker/backend/cpu/attention_kernels.h"
 #include "worker/backend/cpu/kernels.h"
+#include "worker/backend/cpu/probe_kernels.h"
 #include "worker/backend/cpu/product_kernels.h"
 #include "worker/backend/cpu/row_kernels.h"
 
@@ -18,6 +19,8 @@ constexpr Kernels TableOf(const char* name) {
       .add = AddRow<V>,
       .silu_gate = SiluGateRow<V>,
       .rotate = RotateHead<V>,
+      .read_all = ReadAll<V>,
+      .multiply_add = MultiplyAdd<V>,
   };
 }
 

@@ -73,6 +73,9 @@ struct Kernels {
   void (*silu_gate)(const float* gate, const float* up, int64_t n, float* y);
   // One head of D floats, in place; cos_sin: D/2 cosines, then D/2 sines.
   void (*rotate)(const float* cos_sin, int64_t head_dim, float* x);
+  // The machine's own rates; see probe_kernels.h.
+  float (*read_all)(const float* from, int64_t n);
+  int64_t (*multiply_add)(int64_t rounds, float* result);
 };
 
 bool IsSupported(Isa isa);

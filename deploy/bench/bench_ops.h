@@ -1,0 +1,27 @@
+// How fast the ops are, against what this machine could do at best: measured in the same run, with
+// the same threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "parallel/base/status.h"
+#include "parallel/plan/model_spec.h"
+
+namespace polyreme::bench {
+
+struct BenchOpsOptions {
+  plan::ModelSpec model;  // only its sizes and storage type matter; weights are made up
+  int32_t num_threads = 1;
+};
+
+// The sizes of the embedded demo model, for when no model is named.
+plan::ModelSpec DemoModelSizes();
+
+// Measures the read rate of a buffer as large as the weights and the rate of FMAs, then each
+// product of the model, its attention and its norms at several numbers of tokens. *table gets one
+// line per op with its share of the roofline, max(bytes / read rate, operations / FMA rate).
+// Medians; some seconds in all. ResourceExhausted when memory is short.
+absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table);
+
+}  // namespace polyreme::bench
