@@ -66,9 +66,9 @@ absl::Status CheckSampling(const SamplingParams& p, const StepLimits& limits) {
                              limits.vocabulary, bias, token);
     }
   }
-  if (std::ssize(p.allowed_tokens) > limits.vocabulary) {
+  if (std::ssize(p.allowed_tokens) > limits::kMaxAllowedTokens) {
     return InvalidArgument("allowed_tokens: expected at most {} entries, got {}",
-                           limits.vocabulary, p.allowed_tokens.size());
+                           limits::kMaxAllowedTokens, p.allowed_tokens.size());
   }
   if (std::ssize(p.stop_tokens) > limits::kMaxStopTokens) {
     return InvalidArgument("stop_tokens: expected at most {} entries, got {}",
@@ -90,6 +90,7 @@ struct SlotView {
   // Tokens it was opened with: first those of a slot that it was forked from, then its own.
   absl::Span<const TokenId> shared_tokens;
   absl::Span<const TokenId> own_tokens;
+  bool has_append = false;
   bool has_row = false;
   bool has_draw = false;
 };
@@ -168,6 +169,10 @@ absl::Status PlanChecker::CheckSizes() const {
   if (std::ssize(plan_.samples) > limits_.max_step_samples) {
     return InvalidArgument("samples: expected at most {}, got {}", limits_.max_step_samples,
                            plan_.samples.size());
+  }
+  if (std::ssize(plan_.copies) > limits_.num_slots) {
+    return InvalidArgument("copies: expected at most {}, got {}", limits_.num_slots,
+                           plan_.copies.size());
   }
   return CheckTokens(plan_.tokens, limits_.vocabulary);
 }
@@ -266,6 +271,8 @@ absl::Status PlanChecker::CheckOpen(const SlotOpen& opened) {
 
 absl::Status PlanChecker::CheckAppend(const SlotAppend& append) {
   ASSIGN_OR_RETURN(SlotView * slot, FindOpen(append.slot));
+  if (slot->has_append) return InvalidArgument("slot {} is appended to twice", append.slot.value);
+  slot->has_append = true;
   RETURN_IF_ERROR(CheckBlocks(append.blocks, slot->num_blocks));
   slot->num_blocks += static_cast<int32_t>(append.blocks.size());
   return absl::OkStatus();

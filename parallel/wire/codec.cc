@@ -85,7 +85,7 @@ void Encode(const step::SamplingParams& p, pb::SamplingParams& out) {
 absl::Status Decode(const pb::SamplingParams& in, step::SamplingParams& p) {
   RETURN_IF_ERROR(CheckEqual("logit_bias", {in.bias_tokens_size(), in.bias_values_size()}));
   RETURN_IF_ERROR(CheckCount("logit_bias", in.bias_tokens_size(), limits::kMaxLogitBias));
-  RETURN_IF_ERROR(CheckCount("allowed_tokens", in.allowed_tokens_size(), limits::kMaxVocabulary));
+  RETURN_IF_ERROR(CheckCount("allowed_tokens", in.allowed_tokens_size(), limits::kMaxAllowedTokens));
   RETURN_IF_ERROR(CheckCount("stop_tokens", in.stop_tokens_size(), limits::kMaxStopTokens));
   p.temperature = in.temperature();
   p.top_k = in.top_k();
