@@ -4,7 +4,7 @@
 #include <memory>
 #include <thread>
 
-#include "absl/time/clock.h"
+#include "parallel/base/clock.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/comm/thread_transport.h"
 #include "parallel/launch/rendezvous.h"
@@ -126,13 +126,14 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend("cpu", {.num_threads = options.num_threads}));
   ASSIGN_OR_RETURN(rank.weights,
                    weights::LoadShard(shared.checkpoint, shared.spec, shared.plan,
-                                      {.rank = self, .positions = options.positions, .progress = {}, .cancelled = {}},
+                                      {.rank = self, .positions = options.positions,
+                                       .progress = {}, .cancelled = {}},
                                       rank.backend->packer()));
   comm::ProcessGroup::Options join;
   join.kind = comm::ProcessGroup::Kind::kThreads;
   join.self = self;
   join.epoch = Epoch{1};
-  join.deadline = absl::Now() + absl::Seconds(60);
+  join.deadline = MonotonicNow() + absl::Seconds(60);
   join.hub = &shared.hub;
   ASSIGN_OR_RETURN(rank.group, comm::ProcessGroup::Join(shared.plan.topology(), shared.meet, join));
   ASSIGN_OR_RETURN(rank.lane, rank.backend->device().MakeLane(int64_t{64} << 20));
@@ -155,7 +156,7 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   HarnessLogits logits;
   for (const HarnessStep& step : shared.steps) {
     logits.push_back(RunStep(rank, model, cache, step));
-    RETURN_IF_ERROR(rank.lane->Wait(rank.lane->Mark(), absl::Now() + absl::Seconds(60)));
+    RETURN_IF_ERROR(rank.lane->Wait(rank.lane->Mark(), MonotonicNow() + absl::Seconds(60)));
   }
   return logits;
 }
