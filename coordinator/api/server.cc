@@ -1,0 +1,75 @@
+#include "coordinator/api/server.h"
+
+#include <utility>
+
+#include "coordinator/api/api_keys.h"
+#include "coordinator/api/openai_routes.h"
+#include "coordinator/api/router.h"
+#include "coordinator/api/status_routes.h"
+#include "coordinator/api/task_pool.h"
+
+namespace polyreme::api {
+namespace {
+
+std::vector<Route> AllRoutes(const ApiContext& context) {
+  std::vector<Route> routes = OpenAiRoutes(context);
+  for (Route& route : StatusRoutes(context)) routes.push_back(std::move(route));
+  return routes;
+}
+
+}  // namespace
+
+// Members in the order of use: what is used is made before and destroyed behind what uses it.
+class PublicServer::Impl {
+ public:
+  Impl(const PublicServerOptions& options, const PublicServerParts& parts)
+      : model_(parts.model),
+        keys_(options.api_keys),
+        pool_(options.num_tokenizer_threads, options.max_waiting_to_tokenize),
+        context_{.backend = parts.backend,
+                 .tokenizer = parts.tokenizer,
+                 .chat_template = parts.chat_template,
+                 .model = model_,
+                 .metrics = parts.metrics,
+                 .clock = parts.clock,
+                 .pool = pool_},
+        router_(AllRoutes(context_), keys_) {}
+
+  absl::Status Start(const PublicServerOptions& options) {
+    HttpServer::Hooks hooks;
+    hooks.admit = [this](HttpRequest& head) { return router_.Admit(head); };
+    hooks.handle = [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+      router_.Handle(std::move(request), std::move(responder));
+    };
+    hooks.count = [this](std::string_view route, int32_t code) {
+      context_.metrics.HttpResponse(route.empty() ? "none" : std::string(route), code);
+    };
+    ASSIGN_OR_RETURN(http_, HttpServer::Start(options.http, std::move(hooks)));
+    return absl::OkStatus();
+  }
+
+  HttpServer& http() { return *http_; }
+
+ private:
+  const ModelInfo model_;
+  const ApiKeys keys_;
+  TaskPool pool_;
+  const ApiContext context_;
+  const Router router_;
+  std::unique_ptr<HttpServer> http_;
+};
+
+absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(const PublicServerOptions& options,
+                                                                  const PublicServerParts& parts) {
+  auto impl = std::make_unique<Impl>(options, parts);
+  RETURN_IF_ERROR(impl->Start(options));
+  return std::unique_ptr<PublicServer>(new PublicServer(std::move(impl)));
+}
+
+PublicServer::PublicServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+PublicServer::~PublicServer() { Stop(absl::InfinitePast()); }
+int32_t PublicServer::bound_port() const { return impl_->http().bound_port(); }
+int32_t PublicServer::bound_grpc_port() const { return 0; }
+void PublicServer::Stop(absl::Time deadline) { impl_->http().Stop(deadline); }
+
+}  // namespace polyreme::api
