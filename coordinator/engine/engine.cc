@@ -82,7 +82,7 @@ class Engine::Impl {
       if (phase_ == Phase::kNew) phase_ = Phase::kEnded;
       if (phase_ == Phase::kServing || phase_ == Phase::kDraining) phase_ = Phase::kStopping;
       mailbox_.Close(Unavailable("the engine has stopped"));
-      changed_.wait_for(lock, absl::ToChronoNanoseconds(limits::kEngineStopPatience),
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_patience),
                         [&] { return phase_ == Phase::kEnded; });
       // A worker that hangs holds the engine thread inside Await: only the end of the epoch frees it.
       if (phase_ != Phase::kEnded) link_.Abort(options_.epoch);

@@ -31,6 +31,7 @@ struct EngineOptions {
   int32_t max_waiting = limits::kMaxWaitingSequences;
   int32_t stream_capacity = limits::kTokenStreamCapacity;
   absl::Duration step_patience = limits::kStepPatience;
+  absl::Duration stop_patience = limits::kEngineStopPatience;   // for a step that runs when the engine is stopped
   Epoch epoch{1};
   std::optional<uint64_t> seed;          // of the seeds drawn for requests without one; absent: from the system
 };
