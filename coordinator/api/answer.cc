@@ -48,14 +48,15 @@ void Answer::Add(size_t prompt, engine::OutputPiece piece, std::string& events) 
   if (piece.finish == engine::FinishReason::kNone) return;
   choice.finish = piece.finish;
   choice.stop_reason = StopReason(piece);
-  choice.error = std::move(piece.error);
+  // Said to the client as it is, not hidden as an internal error: it is about this choice's own numbers.
+  if (!piece.error.ok()) choice.error = DataLoss("{}", Message(piece.error));
 }
 
 void Answer::AppendEvents(size_t prompt, size_t index, const engine::OutputPiece& piece,
                           std::string& events) {
   Choice& choice = choices_[index];
   if (!piece.error.ok()) {
-    events += ServerSentEvent(Json::MakeObject({{"error", ErrorJson(piece.error)}}));
+    events += ServerSentEvent(Json::MakeObject({{"error", ErrorJson(500, Message(piece.error))}}));
     return;
   }
   const bool begins = !choice.has_begun;

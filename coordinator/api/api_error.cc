@@ -38,7 +38,9 @@ std::string_view FieldOf(std::string_view message) {
 
 // What a client may read of it: texts of internal errors can hold paths and addresses.
 std::string PublicMessage(const absl::Status& status) {
-  if (HttpCode(status) != 500) return Message(status);
+  const bool is_internal = status.code() == absl::StatusCode::kInternal ||
+                           status.code() == absl::StatusCode::kUnknown;
+  if (!is_internal) return Message(status);
   LogError("a request failed: {}", Message(status));
   return std::string(kInternalMessage);
 }
@@ -63,7 +65,7 @@ int32_t HttpCode(const absl::Status& status) {
 }
 
 Json ErrorJson(int32_t code, std::string_view message) {
-  const std::string_view field = code == 400 ? FieldOf(message) : std::string_view();
+  const std::string_view field = code == 400 || code == 404 ? FieldOf(message) : std::string_view();
   return Json::MakeObject({{"message", message},
                            {"type", TypeOf(code)},
                            {"param", field.empty() ? Json() : Json(field)},

@@ -169,8 +169,7 @@ TEST_F(HttpServerTest, AnswersTooLongABodyAlthoughItIsStillBeingSent) {
   const auto response =
       Exchange(port_, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" +
                           std::string(500000, 'x'));
-  ASSERT_TRUE(response.has_value());
-  EXPECT_EQ(response->code, 413);
+  EXPECT_EQ(response.code, 413);
 }
 
 TEST_F(HttpServerTest, LetsAWaitingClientContinue) {
@@ -204,8 +203,8 @@ TEST_F(HttpServerTest, EndsSlowHeadsSlowBodiesAndIdleConnections) {
   options.body_deadline = absl::Milliseconds(50);
   options.idle_deadline = absl::Milliseconds(50);
   Start(options);
-  EXPECT_EQ(Exchange(port_, "GET / HT")->code, 408);
-  EXPECT_EQ(Exchange(port_, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")->code, 408);
+  EXPECT_EQ(Exchange(port_, "GET / HT").code, 408);
+  EXPECT_EQ(Exchange(port_, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab").code, 408);
   RawClient idle(port_);
   EXPECT_TRUE(idle.IsClosedByPeer());
 }

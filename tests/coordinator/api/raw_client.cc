@@ -127,10 +127,10 @@ bool RawClient::IsClosedByPeer() {
   return got == 0 || (got < 0 && errno == ECONNRESET);
 }
 
-std::optional<RawResponse> Exchange(int32_t port, std::string_view bytes) {
+RawResponse Exchange(int32_t port, std::string_view bytes) {
   RawClient client(port);
   client.Send(bytes);
-  return client.Read();
+  return client.Read().value_or(RawResponse());
 }
 
 std::string PostJson(std::string_view path, std::string_view body, std::string_view headers) {

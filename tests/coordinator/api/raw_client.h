@@ -45,8 +45,8 @@ class RawClient {
   std::string input_;
 };
 
-// One request and its answer on a connection of its own.
-std::optional<RawResponse> Exchange(int32_t port, std::string_view bytes);
+// One request and its answer on a connection of its own; code 0 if there is none.
+RawResponse Exchange(int32_t port, std::string_view bytes);
 
 // A whole POST request with a JSON body.
 std::string PostJson(std::string_view path, std::string_view body, std::string_view headers = "");
