@@ -45,7 +45,8 @@ struct ReplayKey {
   bool decode_only = false;
 };
 
-// One ordered queue of device work. Used by one thread (the step thread), except Fail, which any thread may call.
+// One ordered queue of device work. Used by one thread (the step thread), except ok, status, Fail
+// and Wait, which any thread may call.
 class Lane {
  public:
   virtual ~Lane() = default;

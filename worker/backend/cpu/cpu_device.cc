@@ -100,7 +100,7 @@ void CpuLane::RestoreScratch(int64_t watermark) {
 }
 
 absl::Status CpuLane::Wait(LaneMark mark, absl::Time) {
-  CHECK(mark.value <= marks_, "mark {} was never made; the last is {}", mark.value, marks_);
+  CHECK(mark.value <= marks_, "mark {} was never made; the last is {}", mark.value, marks_.load());
   return status();
 }
 

@@ -37,7 +37,7 @@ class CpuLane final : public Lane {
  private:
   Buffer arena_;
   int64_t used_ = 0;
-  int64_t marks_ = 0;
+  std::atomic<int64_t> marks_{0};
   std::atomic<bool> failed_{false};
   mutable std::mutex mutex_;
   absl::Status first_error_ ABSL_GUARDED_BY(mutex_);

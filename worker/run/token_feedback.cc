@@ -1,0 +1,210 @@
+#include "worker/run/token_feedback.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "parallel/base/clock.h"
+#include "parallel/base/limits.h"
+
+namespace polyreme::run {
+namespace {
+
+constexpr int kFirstStage = 0;   // ranks of the feedback transport's group
+constexpr int kLastStage = 1;
+
+constexpr int64_t kOutputWords = sizeof(ops::SampleOutput) / sizeof(int32_t);
+static_assert(offsetof(ops::SampleOutput, token) == 0, "the token is the first word of an output");
+
+// Steps that draw nothing feed nothing back; both ends see that in the plan.
+bool HasDraws(const step::StepPlan& plan) {
+  return std::any_of(plan.samples.begin(), plan.samples.end(), [](const step::Sample& sample) {
+    return sample.kind == step::Sample::Kind::kDraw;
+  });
+}
+
+}  // namespace
+
+TokenFeedback::TokenFeedback(const Parts& parts, const step::StepLimits& limits)
+    : parts_(parts),
+      limits_(limits),
+      is_first_(parts.group->place().stage == 0),
+      is_last_(parts.group->place().stage == parts.group->pipeline().size() - 1),
+      // A token is fetched at most max_steps_in_flight steps after it was drawn, and the device may read it as much later.
+      ring_steps_(2 * int64_t{limits.max_steps_in_flight}),
+      parcels_(static_cast<size_t>(limits.max_steps_in_flight)) {}
+
+absl::StatusOr<std::unique_ptr<TokenFeedback>> TokenFeedback::Make(
+    const Parts& parts, const step::StepLimits& limits) {
+  auto feedback = std::unique_ptr<TokenFeedback>(new TokenFeedback(parts, limits));
+  RETURN_IF_ERROR(feedback->Allocate());
+  if (feedback->is_first_ != feedback->is_last_) {
+    TokenFeedback* const self = feedback.get();
+    self->courier_ = std::thread([self] { self->is_first_ ? self->ReceiveAll() : self->SendAll(); });
+  }
+  return feedback;
+}
+
+TokenFeedback::~TokenFeedback() {
+  parcels_.Close(Cancelled("the feedback has ended"));
+  if (courier_.joinable()) courier_.join();
+}
+
+absl::Status TokenFeedback::Allocate() {
+  if (!is_first_ && !is_last_) return absl::OkStatus();
+  const int64_t ring_bytes =
+      ring_steps_ * limits_.max_step_samples * int64_t{sizeof(ops::SampleOutput)};
+  const int64_t token_bytes = limits_.max_step_tokens * int64_t{sizeof(TokenId)};
+  const int32_t buffers = NumStepBuffers(limits_.max_steps_in_flight);
+  Device& device = *parts_.device;
+  ASSIGN_OR_RETURN(source_, device.Allocate(ring_bytes + token_bytes));
+  if (!is_first_) return absl::OkStatus();
+  ASSIGN_OR_RETURN(plan_tokens_, device.AllocateHost(buffers * token_bytes));
+  ASSIGN_OR_RETURN(places_, StagedArray<int32_t>::Make(device, limits_.max_step_tokens, buffers));
+  if (is_last_) return absl::OkStatus();
+  ASSIGN_OR_RETURN(received_, device.AllocateHost(ring_bytes));
+  expected_.resize(static_cast<size_t>(ring_steps_));
+  return absl::OkStatus();
+}
+
+ops::SampleOutput* TokenFeedback::OutputsOf(StepId step) const {
+  return static_cast<ops::SampleOutput*>(source_.data()) + FirstOutputOf(step);
+}
+
+int32_t TokenFeedback::PlaceOf(const step::TokenSource& source) const {
+  return static_cast<int32_t>((FirstOutputOf(source.step) + source.sample) * kOutputWords);
+}
+
+void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t* tokens) {
+  if (!is_first_) return;
+  if (!is_last_) Expect(plan);
+  const int64_t num_tokens = std::ssize(plan.tokens);
+  const int64_t ring_words = ring_steps_ * limits_.max_step_samples * kOutputWords;
+  int32_t* const places = places_.host(plan.id);
+  for (int64_t i = 0; i < num_tokens; ++i) places[i] = static_cast<int32_t>(ring_words + i);
+  int64_t first = 0;
+  for (const step::StepRow& row : plan.rows) {
+    if (row.first_token.has_value()) {
+      if (!is_last_ && !BringToDevice(row.first_token->step)) return;
+      places[first] = PlaceOf(*row.first_token);
+      num_fed_back_.fetch_add(1, std::memory_order_relaxed);
+    }
+    first += row.num_tokens;
+  }
+  const int64_t buffer = plan.id.value % NumStepBuffers(limits_.max_steps_in_flight);
+  auto* const staged = static_cast<TokenId*>(plan_tokens_.data()) + buffer * limits_.max_step_tokens;
+  std::copy(plan.tokens.begin(), plan.tokens.end(), staged);
+  auto* const words = static_cast<int32_t*>(source_.data());
+  parts_.device->Upload(*parts_.lane, staged, num_tokens * int64_t{sizeof(TokenId)},
+                        words + ring_words);
+  places_.Upload(*parts_.lane, plan.id, 0, num_tokens);
+  parts_.ops->GatherRows(*parts_.lane,
+                         {words, DType::kI32, Shape{ring_words + limits_.max_step_tokens, 1}},
+                         places_.device(), {tokens, DType::kI32, Shape{num_tokens, 1}});
+}
+
+void TokenFeedback::Expect(const step::StepPlan& plan) {
+  if (!HasDraws(plan)) return;
+  expected_[static_cast<size_t>(RingIndex(plan.id))] = {plan.id, std::ssize(plan.samples), false};
+  const absl::Status pushed = parcels_.Push({plan.id, std::ssize(plan.samples), {}, nullptr},
+                                            MonotonicNow() + limits::kCollectivePatience);
+  if (!pushed.ok()) parts_.lane->Fail(pushed);
+}
+
+bool TokenFeedback::BringToDevice(StepId step) {
+  Expected& expected = expected_[static_cast<size_t>(RingIndex(step))];
+  CHECK(expected.step == step, "step {} is not in the ring", step.value);
+  if (expected.on_device) return true;
+  if (!AwaitStep(step)) return false;
+  parts_.device->Upload(*parts_.lane,
+                        static_cast<ops::SampleOutput*>(received_.data()) + FirstOutputOf(step),
+                        expected.num_samples * int64_t{sizeof(ops::SampleOutput)}, OutputsOf(step));
+  expected.on_device = true;
+  return true;
+}
+
+bool TokenFeedback::AwaitStep(StepId step) {
+  const absl::Time begin = MonotonicNow();
+  std::unique_lock lock(mutex_);
+  const bool woken =
+      arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience),
+                          [&] { return courier_gave_up_ || last_received_ >= step; });
+  const bool here = last_received_ >= step;
+  lock.unlock();
+  waiting_ns_ += absl::ToInt64Nanoseconds(MonotonicNow() - begin);
+  if (!woken) {
+    parts_.lane->Fail(DeadlineExceeded("the tokens of step {} did not come back within {}",
+                                       step.value, absl::FormatDuration(limits::kCollectivePatience)));
+  }
+  return here;
+}
+
+void TokenFeedback::Publish(const step::StepPlan& plan, const ops::SampleOutput* host_outputs) {
+  if (!is_last_ || is_first_ || !HasDraws(plan)) return;
+  const absl::Status pushed = parcels_.Push(
+      {plan.id, std::ssize(plan.samples), parts_.lane->Mark(), host_outputs},
+      MonotonicNow() + limits::kCollectivePatience);
+  if (!pushed.ok()) parts_.lane->Fail(pushed);
+}
+
+void TokenFeedback::ReceiveAll() {
+  std::vector<std::byte> message;
+  message.reserve(sizeof(Header) +
+                  static_cast<size_t>(limits_.max_step_samples) * sizeof(ops::SampleOutput));
+  absl::Status status;
+  while (status.ok()) {
+    const absl::StatusOr<Parcel> parcel = parcels_.Pop(absl::InfiniteFuture());
+    if (!parcel.ok()) return;   // closed
+    status = Receive(*parcel, message);
+    const std::lock_guard lock(mutex_);
+    if (status.ok()) last_received_ = parcel->step;
+    else courier_gave_up_ = true;
+    arrived_.notify_all();
+  }
+  parts_.lane->Fail(status);
+  parcels_.Close(status);
+}
+
+absl::Status TokenFeedback::Receive(const Parcel& parcel, std::vector<std::byte>& message) {
+  const size_t bytes = static_cast<size_t>(parcel.num_samples) * sizeof(ops::SampleOutput);
+  message.resize(sizeof(Header) + bytes);
+  RETURN_IF_ERROR(parts_.group->feedback().Receive(kLastStage, absl::MakeSpan(message),
+                                                   MonotonicNow() + limits::kCollectivePatience));
+  Header header;
+  std::memcpy(&header, message.data(), sizeof header);
+  if (header.step != parcel.step.value || header.num_samples != parcel.num_samples) {
+    return DataLoss("expected {} tokens of step {} from the last stage, got {} of step {}",
+                    parcel.num_samples, parcel.step.value, header.num_samples, header.step);
+  }
+  std::memcpy(static_cast<ops::SampleOutput*>(received_.data()) + FirstOutputOf(parcel.step),
+              message.data() + sizeof header, bytes);
+  return absl::OkStatus();
+}
+
+void TokenFeedback::SendAll() {
+  std::vector<std::byte> message;
+  message.reserve(sizeof(Header) +
+                  static_cast<size_t>(limits_.max_step_samples) * sizeof(ops::SampleOutput));
+  absl::Status status;
+  while (status.ok()) {
+    const absl::StatusOr<Parcel> parcel = parcels_.Pop(absl::InfiniteFuture());
+    if (!parcel.ok()) return;   // closed
+    status = Send(*parcel, message);
+  }
+  parts_.lane->Fail(status);
+  parcels_.Close(status);
+}
+
+absl::Status TokenFeedback::Send(const Parcel& parcel, std::vector<std::byte>& message) {
+  RETURN_IF_ERROR(
+      parts_.lane->Wait(parcel.computed, MonotonicNow() + limits::kStepPatience));
+  const Header header{parcel.step.value, parcel.num_samples};
+  const size_t bytes = static_cast<size_t>(parcel.num_samples) * sizeof(ops::SampleOutput);
+  message.resize(sizeof header + bytes);
+  std::memcpy(message.data(), &header, sizeof header);
+  std::memcpy(message.data() + sizeof header, parcel.host_outputs, bytes);
+  return parts_.group->feedback().Send(kFirstStage, message,
+                                       MonotonicNow() + limits::kCollectivePatience);
+}
+
+}  // namespace polyreme::run
