@@ -47,8 +47,8 @@ absl::StatusOr<AddedToken> AddedToken::Read(const JsonFields& fields) {
   AddedToken token;
   ASSIGN_OR_RETURN(token.content, fields.String("content"));
   if (token.content.empty() || token.content.size() > kMaxContentBytes) {
-    return InvalidArgument("{}: expected 1 to {} bytes, got {}", fields.PathTo("content"), kMaxContentBytes,
-                           token.content.size());
+    return InvalidArgument("{}: expected 1 to {} bytes, got {}", fields.PathTo("content"),
+                           kMaxContentBytes, token.content.size());
   }
   ASSIGN_OR_RETURN(token.single_word, fields.Bool("single_word", false));
   ASSIGN_OR_RETURN(token.lstrip, fields.Bool("lstrip", false));
@@ -58,13 +58,15 @@ absl::StatusOr<AddedToken> AddedToken::Read(const JsonFields& fields) {
   return token;
 }
 
-AddedTokenMatcher::AddedTokenMatcher(std::span<const AddedToken> tokens, std::span<const std::string> patterns)
+AddedTokenMatcher::AddedTokenMatcher(std::span<const AddedToken> tokens,
+                                     std::span<const std::string> patterns)
     : tokens_(tokens.begin(), tokens.end()), token_of_node_(1, -1) {
   CHECK(tokens.size() == patterns.size(), "{} tokens, {} patterns", tokens.size(), patterns.size());
   for (size_t i = 0; i < patterns.size(); ++i) {
     int32_t node = 0;
     for (const char byte : patterns[i]) {
-      const auto [edge, is_new] = children_.try_emplace(Edge(node, byte), static_cast<int32_t>(token_of_node_.size()));
+      const auto [edge, is_new] =
+          children_.try_emplace(Edge(node, byte), static_cast<int32_t>(token_of_node_.size()));
       if (is_new) token_of_node_.push_back(-1);
       node = edge->second;
     }

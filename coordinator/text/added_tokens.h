@@ -16,7 +16,8 @@
 
 namespace polyreme::text {
 
-// One entry of "added_tokens" in tokenizer.json, or of "added_tokens_decoder" in tokenizer_config.json.
+// One entry of "added_tokens" in tokenizer.json, or of "added_tokens_decoder" in
+// tokenizer_config.json.
 struct AddedToken {
   TokenId id = 0;
   std::string content;
@@ -40,14 +41,16 @@ struct AddedTokenSpan {
 // A set of added tokens in a trie over bytes. Immutable after it is made; any thread.
 class AddedTokenMatcher {
  public:
-  // patterns[i] is what tokens[i] looks like in the text that will be split (normalised or not); not empty.
+  // patterns[i] is what tokens[i] looks like in the text that will be split (normalised or not);
+  // not empty.
   AddedTokenMatcher(std::span<const AddedToken> tokens, std::span<const std::string> patterns);
 
   bool empty() const { return tokens_.empty(); }
 
-  // Leftmost-longest matches and the text between them, in order. A token lies within one run; a special one only
-  // in a run of the template. So nothing in a message's content decides what is found in the template.
-  // Other rules as in huggingface/tokenizers, added_vocabulary.rs. Linear in the text times the longest token.
+  // Leftmost-longest matches and the text between them, in order. A token lies within one run; a
+  // special one only in a run of the template. So nothing in a message's content decides what is
+  // found in the template. Other rules as in huggingface/tokenizers, added_vocabulary.rs. Linear in
+  // the text times the longest token.
   std::vector<AddedTokenSpan> Split(const RunText& text) const;
 
  private:
@@ -58,7 +61,7 @@ class AddedTokenMatcher {
   Match LongestMatch(std::string_view run_text, size_t begin, TextKind kind) const;
 
   std::vector<AddedToken> tokens_;
-  absl::flat_hash_map<uint64_t, int32_t> children_;  // node << 8 | byte → node; the root is node 0
+  absl::flat_hash_map<uint64_t, int32_t> children_;  // node << 8 | byte -> node; 0 is the root
   std::vector<int32_t> token_of_node_;               // or -1
 };
 

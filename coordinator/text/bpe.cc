@@ -33,7 +33,9 @@ bool Contains(std::span<const TokenId> sorted_ids, TokenId id) {
 }
 
 // std::push_heap keeps the largest first; we want the smallest.
-constexpr auto kLater = [](const auto& a, const auto& b) { return a.rank_and_position > b.rank_and_position; };
+constexpr auto kLater = [](const auto& a, const auto& b) {
+  return a.rank_and_position > b.rank_and_position;
+};
 
 }  // namespace
 
@@ -49,17 +51,18 @@ absl::StatusOr<Bpe> Bpe::Make(const JsonFields& model, const Vocabulary& vocabul
 
 absl::Status Bpe::ReadOptions(const JsonFields& model, const Vocabulary& vocabulary) {
   RETURN_IF_ERROR(model.AllowOnly({"type", "dropout", "unk_token", "continuing_subword_prefix",
-                                   "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab",
-                                   "merges"}));
+                                   "end_of_word_suffix", "fuse_unk", "byte_fallback",
+                                   "ignore_merges", "vocab", "merges"}));
   if (const Json* dropout = model.Find("dropout")) {
-    return InvalidArgument("{}: expected null, got {}: encoding must not be random", model.PathTo("dropout"),
-                           dropout->Dump());
+    return InvalidArgument("{}: expected null, got {}: encoding must not be random",
+                           model.PathTo("dropout"), dropout->Dump());
   }
   for (const std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     ASSIGN_OR_RETURN(const std::string affix, model.String(key, ""));
     if (!affix.empty()) {
-      return InvalidArgument("{}: expected null or \"\", got \"{}\": only byte-level BPE is supported",
-                             model.PathTo(key), affix);
+      return InvalidArgument(
+          "{}: expected null or \"\", got \"{}\": only byte-level BPE is supported",
+          model.PathTo(key), affix);
     }
   }
   ASSIGN_OR_RETURN(const bool falls_back_to_bytes, model.Bool("byte_fallback", false));
@@ -73,7 +76,8 @@ absl::Status Bpe::ReadOptions(const JsonFields& model, const Vocabulary& vocabul
     ASSIGN_OR_RETURN(const std::string unknown, model.String("unk_token"));
     unknown_id_ = vocabulary.Find(unknown);
     if (!unknown_id_) {
-      return InvalidArgument("{}: \"{}\" is not in the vocabulary", model.PathTo("unk_token"), unknown);
+      return InvalidArgument("{}: \"{}\" is not in the vocabulary", model.PathTo("unk_token"),
+                             unknown);
     }
   }
   return absl::OkStatus();
@@ -88,8 +92,9 @@ absl::Status Bpe::ReadBytes(const JsonFields& model, const Vocabulary& vocabular
     num_known += byte_ids_[byte] != kNoToken;
   }
   if (num_known == 0) {
-    return InvalidArgument("{}: none of the 256 byte characters is in the vocabulary: is this byte-level BPE?",
-                           model.PathTo("vocab"));
+    return InvalidArgument(
+        "{}: none of the 256 byte characters is in the vocabulary: is this byte-level BPE?",
+        model.PathTo("vocab"));
   }
   return absl::OkStatus();
 }
@@ -115,7 +120,9 @@ absl::Status Bpe::ReadMerges(const JsonFields& model, const Vocabulary& vocabula
     const std::optional<TokenId> merged_id = vocabulary.Find(merged);
     if (!left || !right || !merged_id) {
       return InvalidArgument("{}: \"{}\" is not in the vocabulary", model.PathTo("merges", i),
-                             !left ? parts->first : !right ? parts->second : merged);
+                             !left    ? parts->first
+                             : !right ? parts->second
+                                      : merged);
     }
     if (Contains(special_ids, *merged_id)) continue;
     // The last of two equal merges counts, as in the reference.
@@ -135,7 +142,8 @@ void Bpe::ReadWholePieces(const Vocabulary& vocabulary, std::span<const TokenId>
   }
 }
 
-absl::Status Bpe::Encode(std::string_view piece, Scratch& scratch, std::vector<TokenId>& ids) const {
+absl::Status Bpe::Encode(std::string_view piece, Scratch& scratch,
+                         std::vector<TokenId>& ids) const {
   if (piece.empty()) return absl::OkStatus();
   if (ignores_merges_) {
     if (const auto whole = whole_pieces_.find(piece); whole != whole_pieces_.end()) {
@@ -159,7 +167,9 @@ absl::Status Bpe::StartSymbols(std::string_view piece, Scratch& scratch) const {
     TokenId id = byte_ids_[byte];
     const bool is_unknown = id == kNoToken;
     if (is_unknown) {
-      if (!unknown_id_) return InvalidArgument("the tokenizer has no token for byte 0x{:02X} and no unk_token", byte);
+      if (!unknown_id_)
+        return InvalidArgument("the tokenizer has no token for byte 0x{:02X} and no unk_token",
+                               byte);
       id = *unknown_id_;
     }
     const bool fuses = is_unknown && last_is_unknown && fuses_unknown_;
@@ -177,21 +187,22 @@ const Bpe::Merge* Bpe::FindMerge(TokenId left, TokenId right) const {
   return merge == merges_.end() ? nullptr : &merge->second;
 }
 
-void Bpe::PushCandidate(int32_t position, Scratch& scratch) const {
-  if (position < 0 || scratch.symbols_[position].next < 0) return;
+bool Bpe::AddCandidate(int32_t position, Scratch& scratch) const {
+  if (position < 0 || scratch.symbols_[position].next < 0) return false;
   const Scratch::Symbol& left = scratch.symbols_[position];
   const Merge* merge = FindMerge(left.id, scratch.symbols_[left.next].id);
-  if (merge == nullptr) return;
+  if (merge == nullptr) return false;
   const uint64_t rank = static_cast<uint32_t>(merge->rank);
   scratch.heap_.push_back({rank << 32 | static_cast<uint32_t>(position), merge->merged_id});
-  std::push_heap(scratch.heap_.begin(), scratch.heap_.end(), kLater);
+  return true;
 }
 
 void Bpe::MergeSymbols(Scratch& scratch) const {
   auto& symbols = scratch.symbols_;
   auto& heap = scratch.heap_;
   heap.clear();
-  for (int32_t i = 0; i + 1 < std::ssize(symbols); ++i) PushCandidate(i, scratch);
+  for (int32_t i = 0; i + 1 < std::ssize(symbols); ++i) AddCandidate(i, scratch);
+  std::make_heap(heap.begin(), heap.end(), kLater);
   while (!heap.empty()) {
     std::pop_heap(heap.begin(), heap.end(), kLater);
     const Scratch::Candidate candidate = heap.back();
@@ -200,8 +211,9 @@ void Bpe::MergeSymbols(Scratch& scratch) const {
     const int32_t position = static_cast<int32_t>(candidate.rank_and_position & 0xFFFFFFFF);
     Scratch::Symbol& left = symbols[position];
     if (left.is_merged_away || left.next < 0) continue;
-    // A candidate may be out of date. Like the reference, ask whether the pair that stands here now has the same
-    // result, not whether it is the same pair: this decides in which order some words are merged.
+    // A candidate may be out of date. Like the reference, ask whether the pair that stands here now
+    // has the same result, not whether it is the same pair: this decides in which order some words
+    // are merged.
     Scratch::Symbol& right = symbols[left.next];
     const Merge* merge = FindMerge(left.id, right.id);
     if (merge == nullptr || merge->merged_id != candidate.merged_id) continue;
@@ -209,8 +221,9 @@ void Bpe::MergeSymbols(Scratch& scratch) const {
     right.is_merged_away = true;
     left.next = right.next;
     if (left.next >= 0) symbols[left.next].previous = position;
-    PushCandidate(left.previous, scratch);
-    PushCandidate(position, scratch);
+    for (const int32_t changed : {left.previous, position}) {
+      if (AddCandidate(changed, scratch)) std::push_heap(heap.begin(), heap.end(), kLater);
+    }
   }
 }
 

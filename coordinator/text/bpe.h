@@ -1,8 +1,10 @@
-// Byte-level byte-pair encoding: one piece of text (a word, as the pre-tokenizer cut it) to token ids.
+// Byte-level byte-pair encoding: one piece of text (a word, as the pre-tokenizer cut it) to token
+// ids.
 //
-// A piece begins as one symbol per byte. Again and again the neighbouring pair that was learnt first (lowest rank,
-// leftmost on ties) becomes one symbol, until no neighbours are a known pair. O(n log n) by a heap of pairs.
-// Source: Sennrich et al. 2016; the order of merges and its corner cases follow huggingface/tokenizers, models/bpe.
+// A piece begins as one symbol per byte. Again and again the neighbouring pair that was learnt
+// first (lowest rank, leftmost on ties) becomes one symbol, until no neighbours are a known pair.
+// O(n log n) by a heap of pairs. Source: Sennrich et al. 2016; the order of merges and its corner
+// cases follow huggingface/tokenizers, models/bpe.
 #pragma once
 
 #include <array>
@@ -47,11 +49,12 @@ class Bpe {
     int64_t num_heap_pops_ = 0;
   };
 
-  // Reads the "model" object of a tokenizer.json but for its vocab, which the caller has read already.
+  // Reads the "model" object of a tokenizer.json but for its vocab, which the caller has read
+  // already.
   //
-  // special_ids   ids of special tokens, sorted: no piece ever becomes one of them, neither whole nor by merging.
-  // Errors: InvalidArgument, naming the key, for a merge whose parts or result are no tokens, and for dropout,
-  // byte_fallback, a prefix or suffix of words, or any unknown key.
+  // special_ids   ids of special tokens, sorted: no piece ever becomes one of them, neither whole
+  // nor by merging. Errors: InvalidArgument, naming the key, for a merge whose parts or result are
+  // no tokens, and for dropout, byte_fallback, a prefix or suffix of words, or any unknown key.
   static absl::StatusOr<Bpe> Make(const JsonFields& model, const Vocabulary& vocabulary,
                                   std::span<const TokenId> special_ids);
 
@@ -74,7 +77,8 @@ class Bpe {
   absl::Status StartSymbols(std::string_view piece, Scratch& scratch) const;
   void MergeSymbols(Scratch& scratch) const;
   const Merge* FindMerge(TokenId left, TokenId right) const;
-  void PushCandidate(int32_t position, Scratch& scratch) const;
+  // Appends the pair that begins at a symbol to the heap's array, if it is one that merges.
+  bool AddCandidate(int32_t position, Scratch& scratch) const;
 
   static constexpr TokenId kNoToken = -1;
   std::array<TokenId, 256> byte_ids_{};

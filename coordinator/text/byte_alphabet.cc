@@ -38,14 +38,17 @@ static_assert(kAlphabet.character_of_byte[0xAD] == kAlphabetEnd - 1);
 
 }  // namespace
 
-char32_t AlphabetCharacter(uint8_t byte) { return kAlphabet.character_of_byte[byte]; }
+char32_t AlphabetCharacter(uint8_t byte) {
+  return kAlphabet.character_of_byte[byte];
+}
 
 std::optional<std::string> AlphabetToBytes(std::string_view token) {
   std::string bytes;
   bytes.reserve(token.size());
   while (!token.empty()) {
     const CodePoint character = FirstCodePoint(token);
-    if (character.value >= kAlphabetEnd || kAlphabet.byte_of_character[character.value] < 0) return std::nullopt;
+    if (character.value >= kAlphabetEnd || kAlphabet.byte_of_character[character.value] < 0)
+      return std::nullopt;
     bytes += static_cast<char>(kAlphabet.byte_of_character[character.value]);
     token.remove_prefix(character.num_bytes);
   }

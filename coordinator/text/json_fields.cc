@@ -5,7 +5,8 @@
 namespace polyreme::text {
 
 absl::StatusOr<JsonFields> JsonFields::Of(const Json& value, std::string path) {
-  if (!value.is_object()) return InvalidArgument("{}: expected an object, got {}", path, value.type_name());
+  if (!value.is_object())
+    return InvalidArgument("{}: expected an object, got {}", path, value.type_name());
   return JsonFields(value, std::move(path));
 }
 
@@ -23,13 +24,16 @@ const Json* JsonFields::Find(std::string_view key) const {
   return value != nullptr && value->is_null() ? nullptr : value;
 }
 
-absl::Status JsonFields::WrongType(std::string_view key, std::string_view expected, const Json& got) const {
+absl::Status JsonFields::WrongType(std::string_view key, std::string_view expected,
+                                   const Json& got) const {
   return InvalidArgument("{}: expected {}, got {}", PathTo(key), expected, got.type_name());
 }
 
-absl::StatusOr<const Json*> JsonFields::Required(std::string_view key, std::string_view expected) const {
+absl::StatusOr<const Json*> JsonFields::Required(std::string_view key,
+                                                 std::string_view expected) const {
   const Json* value = Find(key);
-  if (value == nullptr) return InvalidArgument("{}: expected {}, got nothing", PathTo(key), expected);
+  if (value == nullptr)
+    return InvalidArgument("{}: expected {}, got nothing", PathTo(key), expected);
   return value;
 }
 
@@ -52,7 +56,8 @@ absl::StatusOr<std::string> JsonFields::String(std::string_view key) const {
   return value->as_string();
 }
 
-absl::StatusOr<std::string> JsonFields::String(std::string_view key, std::string_view otherwise) const {
+absl::StatusOr<std::string> JsonFields::String(std::string_view key,
+                                               std::string_view otherwise) const {
   if (Find(key) == nullptr) return std::string(otherwise);
   return String(key);
 }

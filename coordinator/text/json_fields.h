@@ -1,4 +1,5 @@
-// Reads one object of a configuration file field by field, so that every refusal names file and key.
+// Reads one object of a configuration file field by field, so that every refusal names file and
+// key.
 #pragma once
 
 #include <initializer_list>
@@ -10,9 +11,9 @@
 
 namespace polyreme::text {
 
-// A borrowed JSON object and the path that leads to it: the file's name for the outermost one, then such as
-// "tokenizer.json: pre_tokenizer.pretokenizers[1]".
-// A member that is null counts as absent. All errors are InvalidArgument.
+// A borrowed JSON object and the path that leads to it: the file's name for the outermost one, then
+// such as "tokenizer.json: pre_tokenizer.pretokenizers[1]". A member that is null counts as absent.
+// All errors are InvalidArgument.
 class JsonFields {
  public:
   static absl::StatusOr<JsonFields> Of(const Json& value, std::string path);

@@ -16,13 +16,17 @@ constexpr int32_t kMaxDepth = 8;
 constexpr int32_t kMaxForms = 16;
 constexpr int32_t kMaxDecomposed = 32;  // the longest is 18 (U+FDFA in the compatibility forms)
 
-int32_t CombiningClass(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
+int32_t CombiningClass(utf8proc_int32_t c) {
+  return utf8proc_get_property(c)->combining_class;
+}
 
-// Canonical order: marks of one base by combining class. utf8proc's own sort takes quadratic time on long runs of
-// marks, which anyone may send, so it is done here.
+// Canonical order: marks of one base by combining class. utf8proc's own sort takes quadratic time
+// on long runs of marks, which anyone may send, so it is done here.
 void SortMarks(std::vector<utf8proc_int32_t>& characters) {
   const auto is_mark = [](utf8proc_int32_t c) { return CombiningClass(c) != 0; };
-  const auto by_class = [](utf8proc_int32_t a, utf8proc_int32_t b) { return CombiningClass(a) < CombiningClass(b); };
+  const auto by_class = [](utf8proc_int32_t a, utf8proc_int32_t b) {
+    return CombiningClass(a) < CombiningClass(b);
+  };
   for (auto begin = characters.begin(); begin != characters.end();) {
     begin = std::find_if(begin, characters.end(), is_mark);
     const auto end = std::find_if_not(begin, characters.end(), is_mark);
@@ -32,7 +36,8 @@ void SortMarks(std::vector<utf8proc_int32_t>& characters) {
 }
 
 std::string NormalizeChunk(std::string_view text, bool is_compatible, bool composes) {
-  const int decompose = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (is_compatible ? UTF8PROC_COMPAT : 0);
+  const int decompose =
+      UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (is_compatible ? UTF8PROC_COMPAT : 0);
   std::vector<utf8proc_int32_t> characters;
   characters.reserve(text.size() / 2);
   while (!text.empty()) {
@@ -43,14 +48,15 @@ std::string NormalizeChunk(std::string_view text, bool is_compatible, bool compo
     const utf8proc_ssize_t count =
         utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.value), parts.data(), parts.size(),
                                 static_cast<utf8proc_option_t>(decompose), &boundary);
-    CHECK(count >= 0 && count <= kMaxDecomposed, "U+{:X} decomposes into {}", static_cast<uint32_t>(c.value), count);
+    CHECK(count >= 0 && count <= kMaxDecomposed, "U+{:X} decomposes into {}",
+          static_cast<uint32_t>(c.value), count);
     characters.insert(characters.end(), parts.begin(), parts.begin() + count);
   }
   SortMarks(characters);
   if (composes) {
-    const utf8proc_ssize_t count =
-        utf8proc_normalize_utf32(characters.data(), std::ssize(characters),
-                                 static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    const utf8proc_ssize_t count = utf8proc_normalize_utf32(
+        characters.data(), std::ssize(characters),
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
     CHECK(count >= 0, "utf8proc: {}", utf8proc_errmsg(count));
     characters.resize(count);
   }
@@ -59,7 +65,9 @@ std::string NormalizeChunk(std::string_view text, bool is_compatible, bool compo
   return out;
 }
 
-bool IsAscii(char c) { return static_cast<uint8_t>(c) < 0x80; }
+bool IsAscii(char c) {
+  return static_cast<uint8_t>(c) < 0x80;
+}
 
 }  // namespace
 
@@ -72,7 +80,8 @@ absl::StatusOr<Normalizer> Normalizer::Make(const Json* json, const std::string&
 absl::Status Normalizer::Read(const Json& json, const std::string& path, int32_t depth) {
   constexpr std::array<std::pair<std::string_view, Form>, 4> kForms = {
       {{"NFC", Form::kNfc}, {"NFD", Form::kNfd}, {"NFKC", Form::kNfkc}, {"NFKD", Form::kNfkd}}};
-  if (depth > kMaxDepth || std::ssize(forms_) > kMaxForms) return InvalidArgument("{}: too many normalizers", path);
+  if (depth > kMaxDepth || std::ssize(forms_) > kMaxForms)
+    return InvalidArgument("{}: too many normalizers", path);
   ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(json, path));
   ASSIGN_OR_RETURN(const std::string type, fields.String("type"));
   if (type == "Sequence") {
@@ -90,7 +99,8 @@ absl::Status Normalizer::Read(const Json& json, const std::string& path, int32_t
       return absl::OkStatus();
     }
   }
-  return InvalidArgument("{}: normalizer \"{}\" is not supported (known: NFC, NFD, NFKC, NFKD, Sequence)", path, type);
+  return InvalidArgument(
+      "{}: normalizer \"{}\" is not supported (known: NFC, NFD, NFKC, NFKD, Sequence)", path, type);
 }
 
 RunText Normalizer::Normalize(RunText text) const {
@@ -98,8 +108,8 @@ RunText Normalizer::Normalize(RunText text) const {
   return text;
 }
 
-// An ASCII character is left alone by each form and never joins what stands before it, so the text may be cut in
-// front of each, and each chunk be normalised by itself.
+// An ASCII character is left alone by each form and never joins what stands before it, so the text
+// may be cut in front of each, and each chunk be normalised by itself.
 RunText Normalizer::Apply(Form form, const RunText& text) {
   const std::string_view all = text.text;
   const bool is_compatible = form == Form::kNfkc || form == Form::kNfkd;

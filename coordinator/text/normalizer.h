@@ -1,4 +1,8 @@
-// Unicode normalisation of text, as the "normalizer" of a tokenizer.json asks: NFC and its three sisters.
+// Unicode normalisation of text, as the "normalizer" of a tokenizer.json asks: NFC and its three
+// sisters.
+//
+// By utf8proc's tables (Unicode 15). The reference's are of Unicode 9 and leave marks that are
+// newer, of a few rare scripts, where they stand.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +24,9 @@ class Normalizer {
 
   bool is_identity() const { return forms_.empty(); }
 
-  // Normalises well-formed text, in linear time but for sorting the marks of one base character. A run's kind
-  // goes with its characters; where characters of two kinds melt into one, the result is content.
+  // Normalises well-formed text, in linear time but for sorting the marks of one base character. A
+  // run's kind goes with its characters; where characters of two kinds melt into one, the result is
+  // content.
   RunText Normalize(RunText text) const;
 
  private:

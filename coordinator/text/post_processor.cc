@@ -18,7 +18,8 @@ absl::StatusOr<std::vector<TokenId>> IdsOf(const JsonFields& item, const JsonFie
     const Json& id = (*listed)[i];
     if (!id.is_int() || id.as_int() < 0 || id.as_int() >= vocabulary.size() ||
         vocabulary.TokenString(static_cast<TokenId>(id.as_int())) == nullptr) {
-      return InvalidArgument("{}: expected the id of a token, got {}", special.PathTo("ids", i), id.Dump());
+      return InvalidArgument("{}: expected the id of a token, got {}", special.PathTo("ids", i),
+                             id.Dump());
     }
     ids.push_back(static_cast<TokenId>(id.as_int()));
   }
@@ -32,7 +33,8 @@ absl::StatusOr<PostProcessor> ReadTemplate(const JsonFields& fields, const Vocab
   PostProcessor result;
   int32_t num_texts = 0;
   for (size_t i = 0; i < items->size(); ++i) {
-    ASSIGN_OR_RETURN(const JsonFields item, JsonFields::Of((*items)[i], fields.PathTo("single", i)));
+    ASSIGN_OR_RETURN(const JsonFields item,
+                     JsonFields::Of((*items)[i], fields.PathTo("single", i)));
     RETURN_IF_ERROR(item.AllowOnly({"SpecialToken", "Sequence"}));
     if (item.Find("Sequence") != nullptr) {
       ++num_texts;
@@ -44,13 +46,14 @@ absl::StatusOr<PostProcessor> ReadTemplate(const JsonFields& fields, const Vocab
     side.insert(side.end(), ids.begin(), ids.end());
   }
   if (num_texts != 1) {
-    return InvalidArgument("{}: expected the text once, got it {} times", fields.PathTo("single"), num_texts);
+    return InvalidArgument("{}: expected the text once, got it {} times", fields.PathTo("single"),
+                           num_texts);
   }
   return result;
 }
 
-absl::StatusOr<PostProcessor> Read(const Json& json, const std::string& path, const Vocabulary& vocabulary,
-                                   int32_t depth) {
+absl::StatusOr<PostProcessor> Read(const Json& json, const std::string& path,
+                                   const Vocabulary& vocabulary, int32_t depth) {
   if (depth > kMaxDepth) return InvalidArgument("{}: nested too deep", path);
   ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(json, path));
   ASSIGN_OR_RETURN(const std::string type, fields.String("type"));
@@ -58,13 +61,16 @@ absl::StatusOr<PostProcessor> Read(const Json& json, const std::string& path, co
   if (type == "ByteLevel") return PostProcessor{};
   if (type != "Sequence") {
     return InvalidArgument(
-        "{}: post-processor \"{}\" is not supported (known: TemplateProcessing, ByteLevel, Sequence)", path, type);
+        "{}: post-processor \"{}\" is not supported (known: TemplateProcessing, ByteLevel, "
+        "Sequence)",
+        path, type);
   }
   RETURN_IF_ERROR(fields.AllowOnly({"type", "processors"}));
   ASSIGN_OR_RETURN(const Json::Array* parts, fields.Array("processors"));
   PostProcessor result;
   for (size_t i = 0; i < parts->size(); ++i) {
-    ASSIGN_OR_RETURN(PostProcessor outer, Read((*parts)[i], fields.PathTo("processors", i), vocabulary, depth + 1));
+    ASSIGN_OR_RETURN(PostProcessor outer,
+                     Read((*parts)[i], fields.PathTo("processors", i), vocabulary, depth + 1));
     result.prefix.insert(result.prefix.begin(), outer.prefix.begin(), outer.prefix.end());
     result.suffix.insert(result.suffix.end(), outer.suffix.begin(), outer.suffix.end());
   }

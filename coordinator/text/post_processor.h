@@ -15,8 +15,9 @@ struct PostProcessor {
   std::vector<TokenId> prefix;
   std::vector<TokenId> suffix;
 
-  // null, TemplateProcessing (its "single" template), ByteLevel (which changes no ids), or a Sequence of them.
-  // InvalidArgument, naming the key, for anything else and for ids that are not in the vocabulary.
+  // null, TemplateProcessing (its "single" template), ByteLevel (which changes no ids), or a
+  // Sequence of them. InvalidArgument, naming the key, for anything else and for ids that are not
+  // in the vocabulary.
   static absl::StatusOr<PostProcessor> Make(const Json* post_processor, const std::string& path,
                                             const Vocabulary& vocabulary);
 };

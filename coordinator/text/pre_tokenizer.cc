@@ -20,7 +20,8 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Make(const Json* json, const std::str
   PreTokenizer pre_tokenizer;
   if (json != nullptr) RETURN_IF_ERROR(pre_tokenizer.Read(*json, path, 0));
   if (!pre_tokenizer.has_byte_level_) {
-    return InvalidArgument("{}: expected ByteLevel as the last step: only byte-level BPE is supported", path);
+    return InvalidArgument(
+        "{}: expected ByteLevel as the last step: only byte-level BPE is supported", path);
   }
   return pre_tokenizer;
 }
@@ -28,14 +29,17 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Make(const Json* json, const std::str
 absl::Status PreTokenizer::Read(const Json& json, const std::string& path, int32_t depth) {
   ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(json, path));
   ASSIGN_OR_RETURN(const std::string type, fields.String("type"));
-  if (depth > kMaxDepth || std::ssize(stages_) >= kMaxStages) return InvalidArgument("{}: too many steps", path);
-  if (has_byte_level_) return InvalidArgument("{}: \"{}\" after ByteLevel is not supported", path, type);
+  if (depth > kMaxDepth || std::ssize(stages_) >= kMaxStages)
+    return InvalidArgument("{}: too many steps", path);
+  if (has_byte_level_)
+    return InvalidArgument("{}: \"{}\" after ByteLevel is not supported", path, type);
   if (type == "ByteLevel") return ReadByteLevel(fields);
   if (type == "Split") return ReadSplit(fields);
   if (type == "Digits") return ReadDigits(fields);
   if (type != "Sequence") {
-    return InvalidArgument("{}: pre-tokenizer \"{}\" is not supported (known: ByteLevel, Split, Digits, Sequence)",
-                           path, type);
+    return InvalidArgument(
+        "{}: pre-tokenizer \"{}\" is not supported (known: ByteLevel, Split, Digits, Sequence)",
+        path, type);
   }
   RETURN_IF_ERROR(fields.AllowOnly({"type", "pretokenizers"}));
   ASSIGN_OR_RETURN(const Json::Array* parts, fields.Array("pretokenizers"));
@@ -66,7 +70,8 @@ absl::StatusOr<Regex> PreTokenizer::ReadPattern(const JsonFields& fields) {
   }
   const std::string& kind = pattern.json().members()[0].first;
   ASSIGN_OR_RETURN(const std::string text, pattern.String(kind));
-  absl::StatusOr<Regex> regex = kind == "Regex" ? Regex::Compile(text) : Regex::CompileLiteral(text);
+  absl::StatusOr<Regex> regex =
+      kind == "Regex" ? Regex::Compile(text) : Regex::CompileLiteral(text);
   if (!regex.ok()) return Annotate(regex.status(), pattern.PathTo(kind));
   return regex;
 }
@@ -105,7 +110,8 @@ absl::Status PreTokenizer::Split(std::string_view text, Scratch& scratch, Take t
 }
 
 // As deep as there are stages, whatever the text.
-absl::Status PreTokenizer::RunStage(size_t stage, std::string_view text, Scratch& scratch, Take take) const {
+absl::Status PreTokenizer::RunStage(size_t stage, std::string_view text, Scratch& scratch,
+                                    Take take) const {
   if (text.empty()) return absl::OkStatus();
   std::string with_space;
   if (stage == prefix_stage_ && adds_prefix_space_ && text.front() != ' ') {
@@ -122,7 +128,8 @@ absl::Status PreTokenizer::RunStage(size_t stage, std::string_view text, Scratch
   }
   Arrange(step.behavior, spans);
   for (const RegexSpan& span : spans) {
-    RETURN_IF_ERROR(RunStage(stage + 1, text.substr(span.begin, span.end - span.begin), scratch, take));
+    RETURN_IF_ERROR(
+        RunStage(stage + 1, text.substr(span.begin, span.end - span.begin), scratch, take));
   }
   return absl::OkStatus();
 }

@@ -1,8 +1,9 @@
-// Cuts text into the pieces that are encoded each by itself: the "pre_tokenizer" of a tokenizer.json.
+// Cuts text into the pieces that are encoded each by itself: the "pre_tokenizer" of a
+// tokenizer.json.
 //
-// Supported: Split (Regex or String; Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous; invert),
-// Digits, ByteLevel, and Sequences of them. ByteLevel must come last, and be there: its alphabet is what the model's
-// vocabulary is written in. Pieces stay raw bytes here.
+// Supported: Split (Regex or String; Isolated, Removed, MergedWithPrevious, MergedWithNext,
+// Contiguous; invert), Digits, ByteLevel, and Sequences of them. ByteLevel must come last, and be
+// there: its alphabet is what the model's vocabulary is written in. Pieces stay raw bytes here.
 #pragma once
 
 #include <cstdint>
@@ -32,12 +33,19 @@ class PreTokenizer {
   // InvalidArgument, naming the key, for what is not supported.
   static absl::StatusOr<PreTokenizer> Make(const Json* pre_tokenizer, const std::string& path);
 
-  // Calls `take` with each piece in order, none empty; stops at its first error. A piece is valid during the call.
+  // Calls `take` with each piece in order, none empty; stops at its first error. A piece is valid
+  // during the call.
   using Take = absl::FunctionRef<absl::Status(std::string_view piece)>;
   absl::Status Split(std::string_view text, Scratch& scratch, Take take) const;
 
  private:
-  enum class Behavior : uint8_t { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
+  enum class Behavior : uint8_t {
+    kIsolated,
+    kRemoved,
+    kMergedWithPrevious,
+    kMergedWithNext,
+    kContiguous
+  };
   struct Stage {
     Regex regex;
     Behavior behavior = Behavior::kIsolated;

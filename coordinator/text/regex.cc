@@ -15,14 +15,16 @@ namespace {
 constexpr size_t kMaxPatternBytes = 64 << 10;
 constexpr size_t kJitStackStart = 32 << 10;
 constexpr size_t kJitStackMax = 1 << 20;
-// Enough for a backtrack at each byte of a longest prompt; what needs more is an expression gone wrong.
+// Enough for a backtrack at each byte of a longest prompt; what needs more is an expression gone
+// wrong.
 constexpr uint32_t kMatchLimit = static_cast<uint32_t>(4 * limits::kMaxPromptBytes);
 constexpr uint32_t kHeapLimitKib = 512 << 10;
 
 std::string ErrorText(int code) {
   PCRE2_UCHAR buffer[256];
   const int size = pcre2_get_error_message(code, buffer, sizeof(buffer));
-  return size < 0 ? fmt::format("error {}", code) : std::string(reinterpret_cast<const char*>(buffer), size);
+  return size < 0 ? fmt::format("error {}", code)
+                  : std::string(reinterpret_cast<const char*>(buffer), size);
 }
 
 template <auto kFree>
@@ -66,8 +68,8 @@ Regex::~Regex() = default;
 
 absl::StatusOr<Regex> Regex::Compile(std::string_view pattern) {
   if (pattern.size() > kMaxPatternBytes) {
-    return InvalidArgument("regular expression of {} bytes is longer than the limit of {}", pattern.size(),
-                           kMaxPatternBytes);
+    return InvalidArgument("regular expression of {} bytes is longer than the limit of {}",
+                           pattern.size(), kMaxPatternBytes);
   }
   ASSIGN_OR_RETURN(const std::string translated, TranslateRegex(pattern));
   return CompileWith(translated, PCRE2_UCP | PCRE2_MULTILINE);
@@ -87,17 +89,20 @@ absl::StatusOr<Regex> Regex::CompileWith(std::string_view pattern, uint32_t opti
   PCRE2_SIZE offset = 0;
   auto code = std::make_unique<Code>();
   code->pattern = std::string(pattern);
-  code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | options,
-                                 &error, &offset, context.get()));
+  code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                 PCRE2_UTF | options, &error, &offset, context.get()));
   if (code->code == nullptr) {
-    return InvalidArgument("regular expression \"{}\", byte {}: {}", pattern, offset, ErrorText(error));
+    return InvalidArgument("regular expression \"{}\", byte {}: {}", pattern, offset,
+                           ErrorText(error));
   }
-  // Where the kernel forbids executable memory the interpreter does the same, about five times slower.
+  // Where the kernel forbids executable memory the interpreter does the same, about five times
+  // slower.
   (void)pcre2_jit_compile(code->code.get(), PCRE2_JIT_COMPLETE);
   return Regex(std::move(code));
 }
 
-absl::Status Regex::Split(std::string_view text, RegexScratch& scratch, std::vector<RegexSpan>& spans) const {
+absl::Status Regex::Split(std::string_view text, RegexScratch& scratch,
+                          std::vector<RegexSpan>& spans) const {
   spans.clear();
   const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   RegexScratch::Memory& memory = *scratch.memory_;
@@ -113,8 +118,8 @@ absl::Status Regex::Split(std::string_view text, RegexScratch& scratch, std::vec
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
     if (result == PCRE2_ERROR_NOMATCH) break;
     if (result < 0) {
-      return ResourceExhausted("regular expression \"{}\" on {} bytes: {}", code_->pattern, text.size(),
-                               ErrorText(result));
+      return ResourceExhausted("regular expression \"{}\" on {} bytes: {}", code_->pattern,
+                               text.size(), ErrorText(result));
     }
     const size_t begin = bounds[0];
     const size_t end = bounds[1];
@@ -123,7 +128,8 @@ absl::Status Regex::Split(std::string_view text, RegexScratch& scratch, std::vec
       at += at < text.size() ? FirstCodePoint(text.substr(at)).num_bytes : 1;
       continue;
     }
-    if (covered < begin) spans.push_back({static_cast<uint32_t>(covered), static_cast<uint32_t>(begin), false});
+    if (covered < begin)
+      spans.push_back({static_cast<uint32_t>(covered), static_cast<uint32_t>(begin), false});
     spans.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(end), true});
     covered = at = last_match_end = end;
   }

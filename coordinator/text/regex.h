@@ -10,14 +10,16 @@
 
 namespace polyreme::text {
 
-// A part of a text: bytes [begin, end), and whether the expression matched it or it lies between matches.
+// A part of a text: bytes [begin, end), and whether the expression matched it or it lies between
+// matches.
 struct RegexSpan {
   uint32_t begin = 0;
   uint32_t end = 0;
   bool is_match = false;
 };
 
-// What one thread needs to match: a stack for compiled code and a place for results. Not shared between threads.
+// What one thread needs to match: a stack for compiled code and a place for results. Not shared
+// between threads.
 class RegexScratch {
  public:
   RegexScratch();
@@ -43,10 +45,11 @@ class Regex {
   Regex& operator=(Regex&&) noexcept;
   ~Regex();
 
-  // Replaces `spans` by matches and what lies between them, in order, covering `text`, which must be well-formed
-  // UTF-8 of at most limits::kMaxPromptBytes. Matches may be empty. Look-around sees nothing outside `text`.
-  // ResourceExhausted if the expression backtracks beyond PCRE2's limits.
-  absl::Status Split(std::string_view text, RegexScratch& scratch, std::vector<RegexSpan>& spans) const;
+  // Replaces `spans` by matches and what lies between them, in order, covering `text`, which must
+  // be well-formed UTF-8 of at most limits::kMaxPromptBytes. Matches may be empty. Look-around sees
+  // nothing outside `text`. ResourceExhausted if the expression backtracks beyond PCRE2's limits.
+  absl::Status Split(std::string_view text, RegexScratch& scratch,
+                     std::vector<RegexSpan>& spans) const;
 
  private:
   struct Code;

@@ -6,20 +6,24 @@
 namespace polyreme::text {
 namespace {
 
-// Members of White_Space and of its complement, for the inside of a set. PCRE2's own \s also takes U+180E.
+// Members of White_Space and of its complement, for the inside of a set. PCRE2's own \s also takes
+// U+180E.
 constexpr std::string_view kSpace =
     R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr std::string_view kNotSpace =
     R"(\x{0}-\x{8}\x{e}-\x{1f}\x{21}-\x{84}\x{86}-\x{9f}\x{a1}-\x{167f}\x{1681}-\x{1fff}\x{200b}-\x{2027})"
     R"(\x{202a}-\x{202e}\x{2030}-\x{205e}\x{2060}-\x{2fff}\x{3001}-\x{10ffff})";
 
-constexpr std::array<std::string_view, 8> kGroups = {"(?:", "(?i:", "(?i)", "(?=", "(?!", "(?<=", "(?<!", "(?>"};
+constexpr std::array<std::string_view, 8> kGroups = {
+    "(?:", "(?i:", "(?i)", "(?=", "(?!", "(?<=", "(?<!", "(?>"};
 
 bool IsAsciiLetterOrDigit(char c) {
   return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
 }
 
-bool IsHexDigit(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F') || (c >= 'a' && c <= 'f'); }
+bool IsHexDigit(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F') || (c >= 'a' && c <= 'f');
+}
 
 class Translator {
  public:
@@ -48,7 +52,8 @@ class Translator {
 
  private:
   absl::Status Refuse(std::string_view what) const {
-    return InvalidArgument("regular expression \"{}\", byte {}: {} is not supported", pattern_, at_, what);
+    return InvalidArgument("regular expression \"{}\", byte {}: {} is not supported", pattern_, at_,
+                           what);
   }
   std::string_view Rest() const { return pattern_.substr(at_); }
   void Copy(size_t count) {
@@ -165,7 +170,8 @@ class Translator {
   // \p{L}, \P{L}, \x{41}: what is in the braces is for PCRE2 to know or refuse.
   absl::Status Braces() {
     const size_t close = Rest().find('}');
-    if (!Rest().substr(2).starts_with("{") || close == std::string_view::npos) return Refuse(Rest().substr(0, 3));
+    if (!Rest().substr(2).starts_with("{") || close == std::string_view::npos)
+      return Refuse(Rest().substr(0, 3));
     Copy(close + 1);
     return absl::OkStatus();
   }
@@ -178,6 +184,8 @@ class Translator {
 
 }  // namespace
 
-absl::StatusOr<std::string> TranslateRegex(std::string_view pattern) { return Translator(pattern).Translate(); }
+absl::StatusOr<std::string> TranslateRegex(std::string_view pattern) {
+  return Translator(pattern).Translate();
+}
 
 }  // namespace polyreme::text

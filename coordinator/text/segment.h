@@ -7,7 +7,8 @@ namespace polyreme::text {
 
 struct Segment {
   std::string text;
-  // True for text of the template, where special tokens are meant. False for text of a message's content, where
+  // True for text of the template, where special tokens are meant. False for text of a message's
+  // content, where
   // "<|im_end|>" is ten characters and never the end of a turn.
   bool is_literal_template = false;
 };

@@ -24,19 +24,22 @@ std::vector<int32_t> Borders(std::string_view stop) {
 
 absl::StatusOr<StopMatcher> StopMatcher::Make(std::vector<std::string> stops) {
   if (std::ssize(stops) > limits::kMaxStopStrings) {
-    return InvalidArgument("expected at most {} stop strings, got {}", limits::kMaxStopStrings, stops.size());
+    return InvalidArgument("expected at most {} stop strings, got {}", limits::kMaxStopStrings,
+                           stops.size());
   }
   for (const std::string& stop : stops) {
     if (stop.empty() || std::ssize(stop) > limits::kMaxStopStringBytes) {
-      return InvalidArgument("expected a stop string of 1 to {} bytes, got {}", limits::kMaxStopStringBytes,
-                             stop.size());
+      return InvalidArgument("expected a stop string of 1 to {} bytes, got {}",
+                             limits::kMaxStopStringBytes, stop.size());
     }
-    if (FindInvalidUtf8(stop) != std::string_view::npos) return InvalidArgument("expected a stop string in UTF-8");
+    if (FindInvalidUtf8(stop) != std::string_view::npos)
+      return InvalidArgument("expected a stop string in UTF-8");
   }
   return StopMatcher(std::move(stops));
 }
 
-StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)), matched_(stops_.size(), 0) {
+StopMatcher::StopMatcher(std::vector<std::string> stops)
+    : stops_(std::move(stops)), matched_(stops_.size(), 0) {
   for (const std::string& stop : stops_) borders_.push_back(Borders(stop));
 }
 
@@ -60,7 +63,9 @@ void StopMatcher::PushUnmatched(std::string_view text, std::string& shown) {
   Show(FirstHeldBack(), shown);
 }
 
-void StopMatcher::Flush(std::string& shown) { Show(num_pushed_, shown); }
+void StopMatcher::Flush(std::string& shown) {
+  Show(num_pushed_, shown);
+}
 
 // One byte through all automata. A stop string that is complete goes on with its longest border.
 std::optional<StopMatch> StopMatcher::Advance(char byte) {
@@ -73,7 +78,8 @@ std::optional<StopMatch> StopMatcher::Advance(char byte) {
     if (stop[matched] == byte) ++matched;
     if (matched < std::ssize(stop)) continue;
     const int64_t begin = num_pushed_ - std::ssize(stop);
-    if (!match || begin < match->begin) match = StopMatch{static_cast<int32_t>(i), begin, num_pushed_};
+    if (!match || begin < match->begin)
+      match = StopMatch{static_cast<int32_t>(i), begin, num_pushed_};
     matched = borders_[i][matched];
   }
   return match;

@@ -19,23 +19,25 @@ struct StopMatch {
   int64_t end = 0;
 };
 
-// Walks all stop strings at once (Knuth, Morris and Pratt's automaton for each). The first to be complete wins; of
-// several that end at the same byte, the longest. So the result does not depend on how the text was cut into pieces.
-// Text that may be the beginning of a stop string is held back: at most the longest stop string less one byte, and
-// never part of a character. Its state follows from the text pushed. Copyable; one thread at a time.
+// Walks all stop strings at once (Knuth, Morris and Pratt's automaton for each). The first to be
+// complete wins; of several that end at the same byte, the longest. So the result does not depend
+// on how the text was cut into pieces. Text that may be the beginning of a stop string is held
+// back: at most the longest stop string less one byte, and never part of a character. Its state
+// follows from the text pushed. Copyable; one thread at a time.
 class StopMatcher {
  public:
-  // InvalidArgument for more than limits::kMaxStopStrings strings, or one that is empty, longer than
-  // limits::kMaxStopStringBytes, or no UTF-8. No strings at all: nothing is found and nothing held back.
+  // InvalidArgument for more than limits::kMaxStopStrings strings, or one that is empty, longer
+  // than limits::kMaxStopStringBytes, or no UTF-8. No strings at all: nothing is found and nothing
+  // held back.
   static absl::StatusOr<StopMatcher> Make(std::vector<std::string> stops);
 
-  // Takes whole characters and appends to `shown` what can be shown now. If a stop string is complete, `shown` ends
-  // in front of it, the rest of `text` is dropped, and nothing may be pushed any more; who wants the stop string in
-  // the output appends stops()[stop_index].
+  // Takes whole characters and appends to `shown` what can be shown now. If a stop string is
+  // complete, `shown` ends in front of it, the rest of `text` is dropped, and nothing may be pushed
+  // any more; who wants the stop string in the output appends stops()[stop_index].
   std::optional<StopMatch> Push(std::string_view text, std::string& shown);
 
-  // The same where no stop may be yet (min_tokens): a stop string that is complete within this text is no match, one
-  // that begins here and ends in a later Push is.
+  // The same where no stop may be yet (min_tokens): a stop string that is complete within this text
+  // is no match, one that begins here and ends in a later Push is.
   void PushUnmatched(std::string_view text, std::string& shown);
 
   // The end without a stop: appends what was held back.

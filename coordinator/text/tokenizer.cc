@@ -13,7 +13,8 @@
 namespace polyreme::text {
 namespace {
 
-AddedTokenMatcher MatcherOf(const std::vector<AddedToken>& all, bool is_normalized, const Normalizer& normalizer) {
+AddedTokenMatcher MatcherOf(const std::vector<AddedToken>& all, bool is_normalized,
+                            const Normalizer& normalizer) {
   std::vector<AddedToken> tokens;
   std::vector<std::string> patterns;
   for (const AddedToken& token : all) {
@@ -27,7 +28,8 @@ AddedTokenMatcher MatcherOf(const std::vector<AddedToken>& all, bool is_normaliz
   return AddedTokenMatcher(tokens, patterns);
 }
 
-std::optional<NamedToken> Named(const std::optional<AddedToken>& token, const Vocabulary& vocabulary) {
+std::optional<NamedToken> Named(const std::optional<AddedToken>& token,
+                                const Vocabulary& vocabulary) {
   if (!token) return std::nullopt;
   const std::optional<TokenId> id = vocabulary.Find(token->content);
   CHECK(id.has_value(), "\"{}\" was not added to the vocabulary", token->content);
@@ -39,7 +41,8 @@ void Append(std::span<const TokenId> more, std::vector<TokenId>& ids) {
 }
 
 absl::Status TooLong(size_t size) {
-  return InvalidArgument("expected text of at most {} bytes, got {}", limits::kMaxPromptBytes, size);
+  return InvalidArgument("expected text of at most {} bytes, got {}", limits::kMaxPromptBytes,
+                         size);
 }
 
 }  // namespace
@@ -47,7 +50,8 @@ absl::Status TooLong(size_t size) {
 absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(const std::string& directory) {
   ASSIGN_OR_RETURN(const std::string json,
                    ReadFile(directory + "/tokenizer.json", limits::kMaxTokenizerFileBytes));
-  absl::StatusOr<std::string> config = ReadFile(directory + "/tokenizer_config.json", limits::kMaxConfigFileBytes);
+  absl::StatusOr<std::string> config =
+      ReadFile(directory + "/tokenizer_config.json", limits::kMaxConfigFileBytes);
   if (config.status().code() == absl::StatusCode::kNotFound) config = "{}";
   if (!config.ok()) return config.status();
   absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = LoadFromText(json, *config);
@@ -55,9 +59,10 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
   return tokenizer;
 }
 
-absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::LoadFromText(std::string_view tokenizer_json,
-                                                                         std::string_view tokenizer_config_json) {
-  ASSIGN_OR_RETURN(TokenizerParts parts, TokenizerParts::Read(tokenizer_json, tokenizer_config_json));
+absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::LoadFromText(
+    std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
+  ASSIGN_OR_RETURN(TokenizerParts parts,
+                   TokenizerParts::Read(tokenizer_json, tokenizer_config_json));
   return std::unique_ptr<const Tokenizer>(new Tokenizer(std::move(parts)));
 }
 
@@ -77,20 +82,23 @@ Tokenizer::Tokenizer(TokenizerParts parts)
   ReadTokenBytes();
 }
 
-// Like the reference's decoder, an added token too is read by the alphabet if all its characters are in it, and
-// stands for its own UTF-8 otherwise.
+// Like the reference's decoder, an added token too is read by the alphabet if all its characters
+// are in it, and stands for its own UTF-8 otherwise.
 void Tokenizer::ReadTokenBytes() {
   token_begins_.push_back(0);
   for (TokenId id = 0; id < vocab_size(); ++id) {
-    if (const std::string* token = IdToToken(id)) token_bytes_ += AlphabetToBytes(*token).value_or(*token);
+    if (const std::string* token = IdToToken(id))
+      token_bytes_ += AlphabetToBytes(*token).value_or(*token);
     token_begins_.push_back(static_cast<uint32_t>(token_bytes_.size()));
   }
 }
 
-absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(std::string_view text, const EncodeOptions& options) const {
+absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(std::string_view text,
+                                                       const EncodeOptions& options) const {
   if (std::ssize(text) > limits::kMaxPromptBytes) return TooLong(text.size());
   RunText runs;
-  runs.Append(text, options.in_text == SpecialTokensInText::kRecognised ? TextKind::kTemplate : TextKind::kContent);
+  runs.Append(text, options.in_text == SpecialTokensInText::kRecognised ? TextKind::kTemplate
+                                                                        : TextKind::kContent);
   return EncodeRuns(runs, options.around);
 }
 
@@ -102,12 +110,14 @@ absl::StatusOr<std::vector<TokenId>> Tokenizer::EncodeSegments(std::span<const S
   RunText runs;
   runs.text.reserve(size);
   for (const Segment& segment : segments) {
-    runs.Append(segment.text, segment.is_literal_template ? TextKind::kTemplate : TextKind::kContent);
+    runs.Append(segment.text,
+                segment.is_literal_template ? TextKind::kTemplate : TextKind::kContent);
   }
   return EncodeRuns(runs, around);
 }
 
-absl::StatusOr<std::vector<TokenId>> Tokenizer::EncodeRuns(const RunText& text, SpecialTokensAround around) const {
+absl::StatusOr<std::vector<TokenId>> Tokenizer::EncodeRuns(const RunText& text,
+                                                           SpecialTokensAround around) const {
   if (const size_t offset = FindInvalidUtf8(text.text); offset != std::string_view::npos) {
     return InvalidArgument("expected UTF-8 text, got byte 0x{:02X} at offset {}",
                            static_cast<uint8_t>(text.text[offset]), offset);
@@ -119,9 +129,11 @@ absl::StatusOr<std::vector<TokenId>> Tokenizer::EncodeRuns(const RunText& text, 
     if (span.id) {
       ids.push_back(*span.id);
     } else if (normalizer_.is_identity() && normalized_tokens_.empty()) {
-      RETURN_IF_ERROR(EncodePlain(std::string_view(text.text).substr(span.begin, span.end - span.begin), scratch, ids));
+      RETURN_IF_ERROR(EncodePlain(
+          std::string_view(text.text).substr(span.begin, span.end - span.begin), scratch, ids));
     } else {
-      RETURN_IF_ERROR(EncodeBetween(normalizer_.Normalize(text.Slice(span.begin, span.end)), scratch, ids));
+      RETURN_IF_ERROR(
+          EncodeBetween(normalizer_.Normalize(text.Slice(span.begin, span.end)), scratch, ids));
     }
   }
   if (around == SpecialTokensAround::kAdded) Append(post_processor_.suffix, ids);
@@ -129,20 +141,24 @@ absl::StatusOr<std::vector<TokenId>> Tokenizer::EncodeRuns(const RunText& text, 
 }
 
 // Normalised text between the added tokens that were found before normalisation.
-absl::Status Tokenizer::EncodeBetween(const RunText& text, Scratch& scratch, std::vector<TokenId>& ids) const {
+absl::Status Tokenizer::EncodeBetween(const RunText& text, Scratch& scratch,
+                                      std::vector<TokenId>& ids) const {
   for (const AddedTokenSpan& span : normalized_tokens_.Split(text)) {
     if (span.id) {
       ids.push_back(*span.id);
     } else {
-      RETURN_IF_ERROR(EncodePlain(std::string_view(text.text).substr(span.begin, span.end - span.begin), scratch, ids));
+      RETURN_IF_ERROR(EncodePlain(
+          std::string_view(text.text).substr(span.begin, span.end - span.begin), scratch, ids));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status Tokenizer::EncodePlain(std::string_view text, Scratch& scratch, std::vector<TokenId>& ids) const {
-  return pre_tokenizer_.Split(text, scratch.pre_tokenizer,
-                              [&](std::string_view piece) { return bpe_.Encode(piece, scratch.bpe, ids); });
+absl::Status Tokenizer::EncodePlain(std::string_view text, Scratch& scratch,
+                                    std::vector<TokenId>& ids) const {
+  return pre_tokenizer_.Split(text, scratch.pre_tokenizer, [&](std::string_view piece) {
+    return bpe_.Encode(piece, scratch.bpe, ids);
+  });
 }
 
 void Tokenizer::AppendBytes(TokenId id, std::string& out) const {
@@ -150,7 +166,8 @@ void Tokenizer::AppendBytes(TokenId id, std::string& out) const {
   out.append(token_bytes_, token_begins_[id], token_begins_[id + 1] - token_begins_[id]);
 }
 
-std::string Tokenizer::Decode(std::span<const TokenId> ids, SpecialTokensInOutput special_tokens) const {
+std::string Tokenizer::Decode(std::span<const TokenId> ids,
+                              SpecialTokensInOutput special_tokens) const {
   std::string bytes;
   for (const TokenId id : ids) {
     if (special_tokens == SpecialTokensInOutput::kKept || !IsSpecial(id)) AppendBytes(id, bytes);

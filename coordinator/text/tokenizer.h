@@ -1,8 +1,9 @@
 // Text to token ids and back, by a Hugging Face tokenizer.json of the byte-level BPE kind.
 //
-// The way of a text: added tokens are found in it; what lies between is normalised, cut into pieces and merged, piece
-// by piece; special tokens are put around. Equality with huggingface/tokenizers is tested on its own results
-// (scripts/make_tokenizer_reference.py). What is not known in the file is refused by name.
+// The way of a text: added tokens are found in it; what lies between is normalised, cut into pieces
+// and merged, piece by piece; special tokens are put around. Equality with huggingface/tokenizers
+// is tested on its own results (scripts/make_tokenizer_reference.py). What is not known in the file
+// is refused by name.
 #pragma once
 
 #include <cstdint>
@@ -53,24 +54,28 @@ class Tokenizer {
   // Errors: NotFound, ResourceExhausted by size, InvalidArgument naming file and key.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::string& directory);
   // The same from the files' texts.
-  static absl::StatusOr<std::unique_ptr<const Tokenizer>> LoadFromText(std::string_view tokenizer_json,
-                                                                       std::string_view tokenizer_config_json = "{}");
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> LoadFromText(
+      std::string_view tokenizer_json, std::string_view tokenizer_config_json = "{}");
 
-  // Errors: InvalidArgument for text that is not UTF-8 or longer than limits::kMaxPromptBytes, or that has a byte
-  // the vocabulary cannot spell.
-  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text, const EncodeOptions& options = {}) const;
+  // Errors: InvalidArgument for text that is not UTF-8 or longer than limits::kMaxPromptBytes, or
+  // that has a byte the vocabulary cannot spell.
+  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text,
+                                              const EncodeOptions& options = {}) const;
 
-  // A rendered chat: special tokens are recognised in the template's segments and stay text in the others; but for
-  // that, the ids are those of the segments' concatenation (an added token that would lie across the border of a
-  // template's segment and a message's is not recognised). Other added tokens, such as a <think> that is not special,
-  // are recognised in both. Errors as Encode.
+  // A rendered chat: special tokens are recognised in the template's segments and stay text in the
+  // others; but for that, the ids are those of the segments' concatenation (an added token that
+  // would lie across the border of a template's segment and a message's is not recognised). Other
+  // added tokens, such as a <think> that is not special, are recognised in both. Errors as Encode.
   absl::StatusOr<std::vector<TokenId>> EncodeSegments(
-      std::span<const Segment> segments, SpecialTokensAround around = SpecialTokensAround::kLeftOut) const;
+      std::span<const Segment> segments,
+      SpecialTokensAround around = SpecialTokensAround::kLeftOut) const;
 
-  // Appends the bytes a token stands for: part of a character, maybe. Nothing for an id without a token.
+  // Appends the bytes a token stands for: part of a character, maybe. Nothing for an id without a
+  // token.
   void AppendBytes(TokenId id, std::string& out) const;
 
-  // The text of whole tokens; bytes that are no UTF-8 become U+FFFD. Ids without a token are passed over.
+  // The text of whole tokens; bytes that are no UTF-8 become U+FFFD. Ids without a token are passed
+  // over.
   std::string Decode(std::span<const TokenId> ids, SpecialTokensInOutput special_tokens) const;
 
   bool IsSpecial(TokenId id) const;
@@ -93,9 +98,12 @@ class Tokenizer {
   explicit Tokenizer(TokenizerParts parts);
   void ReadTokenBytes();
 
-  absl::StatusOr<std::vector<TokenId>> EncodeRuns(const RunText& text, SpecialTokensAround around) const;
-  absl::Status EncodeBetween(const RunText& text, Scratch& scratch, std::vector<TokenId>& ids) const;
-  absl::Status EncodePlain(std::string_view text, Scratch& scratch, std::vector<TokenId>& ids) const;
+  absl::StatusOr<std::vector<TokenId>> EncodeRuns(const RunText& text,
+                                                  SpecialTokensAround around) const;
+  absl::Status EncodeBetween(const RunText& text, Scratch& scratch,
+                             std::vector<TokenId>& ids) const;
+  absl::Status EncodePlain(std::string_view text, Scratch& scratch,
+                           std::vector<TokenId>& ids) const;
 
   Vocabulary vocabulary_;
   AddedTokenMatcher raw_tokens_;         // found before normalisation

@@ -34,7 +34,8 @@ absl::StatusOr<std::optional<AddedToken>> ReadNamed(const JsonFields& file, std:
 }
 
 // A list of tokens, or an object of names and tokens.
-absl::Status ReadExtra(const JsonFields& file, std::string_view key, std::vector<AddedToken>& tokens) {
+absl::Status ReadExtra(const JsonFields& file, std::string_view key,
+                       std::vector<AddedToken>& tokens) {
   const Json* json = file.Find(key);
   if (json == nullptr) return absl::OkStatus();
   const std::string path = file.PathTo(key);
@@ -67,7 +68,8 @@ absl::Status ReadAdded(const JsonFields& file, std::vector<AddedToken>& tokens) 
     token.id = id;
     tokens.push_back(std::move(token));
   }
-  std::sort(tokens.begin(), tokens.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
+  std::sort(tokens.begin(), tokens.end(),
+            [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
   return absl::OkStatus();
 }
 

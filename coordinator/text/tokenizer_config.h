@@ -1,4 +1,5 @@
-// What tokenizer_config.json adds to a tokenizer.json: which tokens mark beginning and end, and more added tokens.
+// What tokenizer_config.json adds to a tokenizer.json: which tokens mark beginning and end, and
+// more added tokens.
 #pragma once
 
 #include <optional>
@@ -16,11 +17,12 @@ struct TokenizerConfig {
   std::optional<AddedToken> eos;
   std::optional<AddedToken> unk;
   std::optional<AddedToken> pad;
-  std::vector<AddedToken> other_special_tokens;  // extra_special_tokens, additional_special_tokens, sep, cls, mask
-  std::vector<AddedToken> added_tokens;          // added_tokens_decoder, with ids, in the order of ids
+  std::vector<AddedToken>
+      other_special_tokens;  // extra_special_tokens, additional_special_tokens, sep, cls, mask
+  std::vector<AddedToken> added_tokens;  // added_tokens_decoder, with ids, in the order of ids
 
-  // Reads the text of a tokenizer_config.json. Keys that have nothing to do with encoding are passed over.
-  // InvalidArgument, naming the key, if a value has the wrong form.
+  // Reads the text of a tokenizer_config.json. Keys that have nothing to do with encoding are
+  // passed over. InvalidArgument, naming the key, if a value has the wrong form.
   static absl::StatusOr<TokenizerConfig> Parse(std::string_view text);
 };
 

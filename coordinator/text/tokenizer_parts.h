@@ -1,4 +1,5 @@
-// Reads the files of a tokenizer into the parts it is made of, and refuses files that do not fit together.
+// Reads the files of a tokenizer into the parts it is made of, and refuses files that do not fit
+// together.
 #pragma once
 
 #include <string_view>
@@ -26,9 +27,11 @@ struct TokenizerParts {
   PostProcessor post_processor;
   TokenizerConfig config;
 
-  // Errors: InvalidArgument naming file and key. Ids of the model's vocabulary must leave no hole that no added token
-  // fills; ids of added tokens beyond them may. Truncation and padding are passed over: a server does neither.
-  static absl::StatusOr<TokenizerParts> Read(std::string_view tokenizer_json, std::string_view tokenizer_config_json);
+  // Errors: InvalidArgument naming file and key. Ids of the model's vocabulary must leave no hole
+  // that no added token fills; ids of added tokens beyond them may. Truncation and padding are
+  // passed over: a server does neither.
+  static absl::StatusOr<TokenizerParts> Read(std::string_view tokenizer_json,
+                                             std::string_view tokenizer_config_json);
 };
 
 }  // namespace polyreme::text

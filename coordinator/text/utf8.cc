@@ -7,7 +7,9 @@
 namespace polyreme::text {
 namespace {
 
-uint8_t ByteAt(std::string_view bytes, size_t i) { return static_cast<uint8_t>(bytes[i]); }
+uint8_t ByteAt(std::string_view bytes, size_t i) {
+  return static_cast<uint8_t>(bytes[i]);
+}
 
 // What a lead byte promises: how many bytes, and the range of the second (RFC 3629, section 4).
 struct Lead {
@@ -61,7 +63,8 @@ std::string_view AppendWholeCharacters(std::string_view bytes, std::string& text
   while (!bytes.empty()) {
     const Utf8Scan scan = ScanUtf8(bytes);
     if (scan.kind == Utf8Kind::kIncomplete) break;
-    text += scan.kind == Utf8Kind::kWellFormed ? bytes.substr(0, scan.num_bytes) : kReplacementCharacter;
+    text += scan.kind == Utf8Kind::kWellFormed ? bytes.substr(0, scan.num_bytes)
+                                               : kReplacementCharacter;
     bytes.remove_prefix(scan.num_bytes);
   }
   return bytes;
@@ -86,20 +89,23 @@ CodePoint LastCodePoint(std::string_view text) {
 
 void AppendUtf8(char32_t code_point, std::string& out) {
   utf8proc_uint8_t bytes[4];
-  const utf8proc_ssize_t size = utf8proc_encode_char(static_cast<utf8proc_int32_t>(code_point), bytes);
+  const utf8proc_ssize_t size =
+      utf8proc_encode_char(static_cast<utf8proc_int32_t>(code_point), bytes);
   CHECK(size > 0, "U+{:X} is no Unicode scalar value", static_cast<uint32_t>(code_point));
   out.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(size));
 }
 
 bool IsWhiteSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 bool IsWordCharacter(char32_t c) {
   // Symbols that are Alphabetic: circled and squared Latin letters.
-  if ((c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-      (c >= 0x1F170 && c <= 0x1F189) || c == 0x200C || c == 0x200D) {
+  if ((c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+      (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189) || c == 0x200C ||
+      c == 0x200D) {
     return true;
   }
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {

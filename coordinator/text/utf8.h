@@ -1,4 +1,5 @@
-// UTF-8 (RFC 3629): scanning, checking, code points, and the two classes of characters added tokens ask about.
+// UTF-8 (RFC 3629): scanning, checking, code points, and the two classes of characters added tokens
+// ask about.
 //
 // Pure functions; any thread.
 #pragma once
@@ -30,8 +31,9 @@ Utf8Scan ScanUtf8(std::string_view bytes);
 // The offset of the first byte that begins no well-formed character, or npos if there is none.
 size_t FindInvalidUtf8(std::string_view bytes);
 
-// Appends the characters that begin in `bytes` to `text`, U+FFFD for each maximal subpart of none, and returns what
-// may be the beginning of a character that has not all come yet: at most three bytes, or nothing.
+// Appends the characters that begin in `bytes` to `text`, U+FFFD for each maximal subpart of none,
+// and returns what may be the beginning of a character that has not all come yet: at most three
+// bytes, or nothing.
 std::string_view AppendWholeCharacters(std::string_view bytes, std::string& text);
 
 struct CodePoint {

@@ -8,7 +8,8 @@ namespace polyreme::text {
 
 absl::Status Vocabulary::Add(std::string_view token, int64_t id) {
   if (id < 0 || id >= limits::kMaxVocabulary) {
-    return InvalidArgument("token \"{}\": expected an id of 0 to {}, got {}", token, limits::kMaxVocabulary - 1, id);
+    return InvalidArgument("token \"{}\": expected an id of 0 to {}, got {}", token,
+                           limits::kMaxVocabulary - 1, id);
   }
   const TokenId token_id = static_cast<TokenId>(id);
   if (const std::string* holder = TokenString(token_id); holder != nullptr && *holder != token) {

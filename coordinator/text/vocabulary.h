@@ -30,8 +30,8 @@ class Vocabulary {
   Vocabulary(Vocabulary&&) = default;
   Vocabulary& operator=(Vocabulary&&) = default;
 
-  // InvalidArgument if the id is negative or not below limits::kMaxVocabulary, if another token has it, or if
-  // the token has another id. Adding the same pair again changes nothing.
+  // InvalidArgument if the id is negative or not below limits::kMaxVocabulary, if another token has
+  // it, or if the token has another id. Adding the same pair again changes nothing.
   absl::Status Add(std::string_view token, int64_t id);
 
   std::optional<TokenId> Find(std::string_view token) const;

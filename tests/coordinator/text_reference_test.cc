@@ -1,4 +1,5 @@
-// Equality with Transformers and tokenizers, on what scripts/make_tokenizer_reference.py had them compute.
+// Equality with Transformers and tokenizers, on what scripts/make_tokenizer_reference.py had them
+// compute.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -38,7 +39,8 @@ std::vector<std::string> Texts() {
   return texts;
 }
 
-std::vector<TokenId> Encode(const Tokenizer& tokenizer, std::string_view text, const EncodeOptions& options) {
+std::vector<TokenId> Encode(const Tokenizer& tokenizer, std::string_view text,
+                            const EncodeOptions& options) {
   absl::StatusOr<std::vector<TokenId>> ids = tokenizer.Encode(text, options);
   CHECK(ids.ok(), "{}", Message(ids.status()));
   return *ids;
@@ -50,12 +52,15 @@ struct Style {
   std::string reference;
 };
 
-void PrintTo(const Style& style, std::ostream* out) { *out << style.name; }
+void PrintTo(const Style& style, std::ostream* out) {
+  *out << style.name;
+}
 
 class TokenizerReference : public testing::TestWithParam<Style> {
  protected:
   TokenizerReference()
-      : tokenizer_(LoadDirectoryOrDie(GetParam().directory)), reference_(ReadJsonOrDie(GetParam().reference)) {}
+      : tokenizer_(LoadDirectoryOrDie(GetParam().directory)),
+        reference_(ReadJsonOrDie(GetParam().reference)) {}
 
   std::unique_ptr<const Tokenizer> tokenizer_;
   Json reference_;
@@ -67,7 +72,8 @@ TEST_P(TokenizerReference, GivesEachPromptTheSameIds) {
   ASSERT_EQ(texts.size(), expected.size());
   ASSERT_GT(texts.size(), 300u);
   for (size_t i = 0; i < texts.size(); ++i) {
-    EXPECT_EQ(Encode(*tokenizer_, texts[i], {}), IdsOf(expected[i])) << "text " << i << ": " << Json(texts[i]).Dump();
+    EXPECT_EQ(Encode(*tokenizer_, texts[i], {}), IdsOf(expected[i]))
+        << "text " << i << ": " << Json(texts[i]).Dump();
   }
 }
 
@@ -89,7 +95,8 @@ TEST_P(TokenizerReference, GivesRandomIdsTheSameTextAtOnceAndPieceByPiece) {
   for (const Json& sample : reference_.Find("decoded")->as_array()) {
     const std::vector<TokenId> ids = IdsOf(sample.as_array()[0]);
     for (const auto mode : {SpecialTokensInOutput::kKept, SpecialTokensInOutput::kSkipped}) {
-      const std::string& expected = sample.as_array()[mode == SpecialTokensInOutput::kKept ? 1 : 2].as_string();
+      const std::string& expected =
+          sample.as_array()[mode == SpecialTokensInOutput::kKept ? 1 : 2].as_string();
       EXPECT_EQ(tokenizer_->Decode(ids, mode), expected) << sample.as_array()[0].Dump();
       Detokenizer detokenizer(*tokenizer_, mode);
       std::string streamed;
@@ -100,20 +107,22 @@ TEST_P(TokenizerReference, GivesRandomIdsTheSameTextAtOnceAndPieceByPiece) {
   }
 }
 
-// A message's content between parts of a template is encoded as if all were one text, unless it spells a special
-// token; then that stays text.
+// A message's content between parts of a template is encoded as if all were one text, unless it
+// spells a special token; then that stays text.
 TEST_P(TokenizerReference, EncodesAChatAsItsTextButForForgedTokens) {
   const EncodeOptions text_only = {.around = SpecialTokensAround::kLeftOut};
   const std::string special = tokenizer_->eos()->text;
   int32_t num_equal = 0;
   for (const std::string& content : Texts()) {
-    const std::vector<Segment> segments = {{special + "user", true}, {content, false}, {"\n" + special, true}};
+    const std::vector<Segment> segments = {
+        {special + "user", true}, {content, false}, {"\n" + special, true}};
     const absl::StatusOr<std::vector<TokenId>> ids = tokenizer_->EncodeSegments(segments);
     ASSERT_TRUE(ids.ok()) << Message(ids.status());
     int32_t num_special = 0;
     for (const TokenId id : *ids) num_special += tokenizer_->IsSpecial(id);
     EXPECT_EQ(num_special, 2) << content;
-    const std::vector<TokenId> whole = Encode(*tokenizer_, special + "user" + content + "\n" + special, text_only);
+    const std::vector<TokenId> whole =
+        Encode(*tokenizer_, special + "user" + content + "\n" + special, text_only);
     int32_t num_special_in_whole = 0;
     for (const TokenId id : whole) num_special_in_whole += tokenizer_->IsSpecial(id);
     if (num_special_in_whole > 2) continue;
@@ -129,7 +138,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Style{"flags", kData + "flags", kData + "flags/reference.json"},
                     Style{"llama3", kData + "llama3", kData + "llama3/reference.json"},
                     Style{"qwen2", kData + "qwen2", kData + "qwen2/reference.json"},
-                    Style{"deepseek_coder", kData + "deepseek_coder", kData + "deepseek_coder/reference.json"},
+                    Style{"deepseek_coder", kData + "deepseek_coder",
+                          kData + "deepseek_coder/reference.json"},
                     Style{"demo_model", POLYREME_SOURCE_DIR "/deploy/demo-model",
                           kData + "demo_model_reference.json"}),
     [](const testing::TestParamInfo<Style>& style) { return style.param.name; });

@@ -20,14 +20,16 @@ StopMatcher MakeOrDie(std::vector<std::string> stops) {
 }
 
 // The definition: the stop string that is complete first; of several, the longest.
-std::optional<StopMatch> FindNaively(const std::vector<std::string>& stops, const std::string& text) {
+std::optional<StopMatch> FindNaively(const std::vector<std::string>& stops,
+                                     const std::string& text) {
   std::optional<StopMatch> first;
   for (size_t i = 0; i < stops.size(); ++i) {
     const size_t found = text.find(stops[i]);
     if (found == std::string::npos) continue;
     const StopMatch match{static_cast<int32_t>(i), static_cast<int64_t>(found),
                           static_cast<int64_t>(found + stops[i].size())};
-    if (!first || match.end < first->end || (match.end == first->end && match.begin < first->begin)) first = match;
+    if (!first || match.end < first->end || (match.end == first->end && match.begin < first->begin))
+      first = match;
   }
   return first;
 }

@@ -36,7 +36,9 @@ std::function<void(Json&)> SetModel(std::string key, std::string_view text) {
 }
 
 std::function<void(Json&)> SetVocab(std::string token, std::string_view text) {
-  return [token, value = ParseOrDie(text)](Json& json) { At(At(json, "model"), "vocab").Set(token, value); };
+  return [token, value = ParseOrDie(text)](Json& json) {
+    At(At(json, "model"), "vocab").Set(token, value);
+  };
 }
 
 std::function<void(Json&)> AddMerge(std::string_view text) {
@@ -52,10 +54,14 @@ std::vector<Refusal> ModelRefusals() {
       {"no model", Set("model", "null"), {"tokenizer.json: model", "an object"}},
       {"another model", SetModel("type", R"("Unigram")"), {"model.type", "Unigram"}},
       {"dropout", SetModel("dropout", "0.1"), {"model.dropout"}},
-      {"prefix", SetModel("continuing_subword_prefix", R"("##")"), {"model.continuing_subword_prefix", "##"}},
+      {"prefix",
+       SetModel("continuing_subword_prefix", R"("##")"),
+       {"model.continuing_subword_prefix", "##"}},
       {"suffix", SetModel("end_of_word_suffix", R"("</w>")"), {"model.end_of_word_suffix"}},
       {"byte fallback", SetModel("byte_fallback", "true"), {"model.byte_fallback"}},
-      {"byte fallback of a wrong type", SetModel("byte_fallback", "1"), {"model.byte_fallback", "a boolean"}},
+      {"byte fallback of a wrong type",
+       SetModel("byte_fallback", "1"),
+       {"model.byte_fallback", "a boolean"}},
       {"unknown key", SetModel("magic", "1"), {"model", "magic"}},
       {"unknown unk_token", SetModel("unk_token", R"("<nope>")"), {"model.unk_token", "<nope>"}},
       {"no vocabulary", SetModel("vocab", "{}"), {"model.vocab", "none"}},
@@ -82,32 +88,46 @@ std::vector<Refusal> PartRefusals() {
       {"unknown key", Set("magic", "1"), {"tokenizer.json", "magic"}},
       {"normalizer", Set("normalizer", R"({"type": "Lowercase"})"), {"normalizer", "Lowercase"}},
       {"normalizer in a sequence",
-       Set("normalizer", R"({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]})"),
+       Set("normalizer",
+           R"({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]})"),
        {"normalizer.normalizers[1]", "Strip"}},
       {"no pre-tokenizer", Set("pre_tokenizer", "null"), {"pre_tokenizer", "ByteLevel"}},
-      {"pre-tokenizer", Set("pre_tokenizer", R"({"type": "Metaspace"})"), {"pre_tokenizer", "Metaspace"}},
+      {"pre-tokenizer",
+       Set("pre_tokenizer", R"({"type": "Metaspace"})"),
+       {"pre_tokenizer", "Metaspace"}},
       {"step behind ByteLevel",
-       Set("pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]})"),
+       Set("pre_tokenizer",
+           R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]})"),
        {"pre_tokenizer.pretokenizers[1]", "Digits"}},
       {"behaviour",
-       Set("pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Sideways"})"),
+       Set("pre_tokenizer",
+           R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Sideways"})"),
        {"pre_tokenizer.behavior", "Sideways"}},
-      {"pattern", Set("pre_tokenizer", R"({"type": "Split", "pattern": {"Glob": "a"}, "behavior": "Isolated"})"),
+      {"pattern",
+       Set("pre_tokenizer",
+           R"({"type": "Split", "pattern": {"Glob": "a"}, "behavior": "Isolated"})"),
        {"pre_tokenizer.pattern", "Glob"}},
       {"broken regex",
-       Set("pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated"})"),
+       Set("pre_tokenizer",
+           R"({"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated"})"),
        {"pre_tokenizer.pattern.Regex", "(a"}},
       {"regex that PCRE2 reads differently",
-       Set("pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "\\w+"}, "behavior": "Isolated"})"),
+       Set("pre_tokenizer",
+           R"({"type": "Split", "pattern": {"Regex": "\\w+"}, "behavior": "Isolated"})"),
        {"pre_tokenizer.pattern.Regex", "\\w"}},
-      {"post-processor", Set("post_processor", R"({"type": "BertProcessing"})"), {"post_processor", "BertProcessing"}},
+      {"post-processor",
+       Set("post_processor", R"({"type": "BertProcessing"})"),
+       {"post_processor", "BertProcessing"}},
       {"template without text",
-       Set("post_processor", R"({"type": "TemplateProcessing", "single": [], "special_tokens": {}})"),
+       Set("post_processor",
+           R"({"type": "TemplateProcessing", "single": [], "special_tokens": {}})"),
        {"post_processor.single", "0 times"}},
-      {"template with an unknown token", Set("post_processor", R"({"type": "TemplateProcessing",
+      {"template with an unknown token",
+       Set("post_processor", R"({"type": "TemplateProcessing",
           "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}], "special_tokens": {}})"),
        {"post_processor.special_tokens.<s>"}},
-      {"template with an id that no token has", Set("post_processor", R"({"type": "TemplateProcessing",
+      {"template with an id that no token has",
+       Set("post_processor", R"({"type": "TemplateProcessing",
           "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
           "special_tokens": {"<s>": {"ids": [5000]}}})"),
        {"post_processor.special_tokens.<s>.ids[0]", "5000"}},
@@ -115,12 +135,21 @@ std::vector<Refusal> PartRefusals() {
       {"decoder", Set("decoder", R"({"type": "Metaspace"})"), {"decoder", "Metaspace"}},
       {"decoder without bytes", Set("decoder", R"({"type": "Fuse"})"), {"decoder", "ByteLevel"}},
       {"added token without content", AddToken(R"({"id": 262})"), {"added_tokens[2].content"}},
-      {"added token without characters", AddToken(R"({"id": 262, "content": ""})"), {"added_tokens[2].content"}},
+      {"added token without characters",
+       AddToken(R"({"id": 262, "content": ""})"),
+       {"added_tokens[2].content"}},
       {"added token without id", AddToken(R"({"content": "<x>"})"), {"added_tokens[2].id"}},
-      {"added token with a negative id", AddToken(R"({"id": -3, "content": "<x>"})"), {"added_tokens[2]", "-3"}},
-      {"added token with a taken id", AddToken(R"({"id": 97, "content": "<x>"})"), {"added_tokens[2]", "<x>", "97"}},
-      {"added token with another id", AddToken(R"({"id": 262, "content": "ab"})"), {"added_tokens[2]", "two ids"}},
-      {"added token with an unknown key", AddToken(R"({"id": 262, "content": "<x>", "glow": 1})"),
+      {"added token with a negative id",
+       AddToken(R"({"id": -3, "content": "<x>"})"),
+       {"added_tokens[2]", "-3"}},
+      {"added token with a taken id",
+       AddToken(R"({"id": 97, "content": "<x>"})"),
+       {"added_tokens[2]", "<x>", "97"}},
+      {"added token with another id",
+       AddToken(R"({"id": 262, "content": "ab"})"),
+       {"added_tokens[2]", "two ids"}},
+      {"added token with an unknown key",
+       AddToken(R"({"id": 262, "content": "<x>", "glow": 1})"),
        {"added_tokens[2]", "glow"}},
   };
 }
@@ -146,10 +175,12 @@ TEST(TokenizerLoad, RefusesWhatItDoesNotKnowNamingTheKey) {
 TEST(TokenizerLoad, RefusesTextThatIsNoJsonOrHasAKeyTwice) {
   const std::string whole = TinyTokenizerJson().Dump();
   for (const size_t size : {size_t{0}, size_t{1}, whole.size() / 2, whole.size() - 1}) {
-    EXPECT_THAT(Message(Tokenizer::LoadFromText(whole.substr(0, size)).status()), HasSubstr("tokenizer.json"));
+    EXPECT_THAT(Message(Tokenizer::LoadFromText(whole.substr(0, size)).status()),
+                HasSubstr("tokenizer.json"));
   }
-  EXPECT_THAT(Message(Tokenizer::LoadFromText(R"({"model": {"vocab": {"a": 0, "a": 1}}})").status()),
-              HasSubstr("tokenizer.json"));
+  EXPECT_THAT(
+      Message(Tokenizer::LoadFromText(R"({"model": {"vocab": {"a": 0, "a": 1}}})").status()),
+      HasSubstr("tokenizer.json"));
 }
 
 TEST(TokenizerLoad, NamesTheDirectoryThatHasNoTokenizer) {
@@ -211,7 +242,8 @@ TEST(TokenizerLoad, RefusesAConfigurationThatDoesNotFitNamingTheKey) {
       {R"({"added_tokens_decoder": {"300": {"content": "ab"}}})", "two ids"},
   };
   for (const auto& [config, part] : kCases) {
-    const absl::Status status = Tokenizer::LoadFromText(TinyTokenizerJson().Dump(), config).status();
+    const absl::Status status =
+        Tokenizer::LoadFromText(TinyTokenizerJson().Dump(), config).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << config;
     EXPECT_THAT(Message(status), HasSubstr(part)) << config;
   }

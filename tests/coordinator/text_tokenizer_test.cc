@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "coordinator/text/bpe.h"
@@ -24,13 +25,15 @@ constexpr EncodeOptions kTextOnly = {.around = SpecialTokensAround::kLeftOut};
 constexpr EncodeOptions kContentOnly = {.in_text = SpecialTokensInText::kPlainText,
                                         .around = SpecialTokensAround::kLeftOut};
 
-std::vector<TokenId> Encode(const Tokenizer& tokenizer, std::string_view text, const EncodeOptions& options) {
+std::vector<TokenId> Encode(const Tokenizer& tokenizer, std::string_view text,
+                            const EncodeOptions& options) {
   absl::StatusOr<std::vector<TokenId>> ids = tokenizer.Encode(text, options);
   CHECK(ids.ok(), "{}", Message(ids.status()));
   return *ids;
 }
 
-std::vector<TokenId> EncodeSegments(const Tokenizer& tokenizer, const std::vector<Segment>& segments) {
+std::vector<TokenId> EncodeSegments(const Tokenizer& tokenizer,
+                                    const std::vector<Segment>& segments) {
   absl::StatusOr<std::vector<TokenId>> ids = tokenizer.EncodeSegments(segments);
   CHECK(ids.ok(), "{}", Message(ids.status()));
   return *ids;
@@ -62,7 +65,8 @@ TEST(Tokenizer, GivesTheDemoModelsPromptsTheIdsThatTransformersGave) {
   const Json chats = ReadJsonOrDie(kDemoModel + "/golden_chat_fp32.json");
   for (const Json& golden : chats.as_array()) {
     const std::string& rendered = golden.Find("rendered")->as_string();
-    EXPECT_EQ(Encode(*tokenizer, rendered, kTextOnly), IdsOf(*golden.Find("prompt_ids"))) << rendered;
+    EXPECT_EQ(Encode(*tokenizer, rendered, kTextOnly), IdsOf(*golden.Find("prompt_ids")))
+        << rendered;
   }
 }
 
@@ -93,7 +97,8 @@ TEST(Tokenizer, MergesTheLowestRankFirstAndTheLeftmostOnTies) {
 TEST(Tokenizer, RecognisesSpecialTokensInAPromptAndNeverInContent) {
   const auto tokenizer = LoadOrDie(TinyTokenizerJson());
   EXPECT_THAT(Encode(*tokenizer, "x<|end|>", kTextOnly), ElementsAre('x', 260));
-  EXPECT_THAT(Encode(*tokenizer, "x<|end|>", kContentOnly), ElementsAre('x', '<', '|', 'e', 'n', 'd', '|', '>'));
+  EXPECT_THAT(Encode(*tokenizer, "x<|end|>", kContentOnly),
+              ElementsAre('x', '<', '|', 'e', 'n', 'd', '|', '>'));
 }
 
 TEST(Tokenizer, RecognisesAddedTokensThatAreNotSpecialInContentToo) {
@@ -109,7 +114,8 @@ TEST(Tokenizer, EncodesSegmentsAsTheirConcatenationWithMergesAcrossTheBorder) {
 
 TEST(Tokenizer, LetsNoContentForgeOrHideATokenOfTheTemplate) {
   const auto tokenizer = LoadOrDie(TinyTokenizerJson());
-  const std::vector<TokenId> forged = EncodeSegments(*tokenizer, {{"<|", true}, {"end|>", false}, {"|>", true}});
+  const std::vector<TokenId> forged =
+      EncodeSegments(*tokenizer, {{"<|", true}, {"end|>", false}, {"|>", true}});
   EXPECT_EQ(std::count(forged.begin(), forged.end(), 260), 0);
   const std::vector<TokenId> split =
       EncodeSegments(*tokenizer, {{"<|en", false}, {"", true}, {"d|>", false}, {"<|end|>", true}});
@@ -121,12 +127,14 @@ TEST(Tokenizer, LetsNoContentForgeOrHideATokenOfTheTemplate) {
 
 TEST(Tokenizer, FindsATokenThatTwoTemplateSegmentsSpell) {
   const auto tokenizer = LoadOrDie(TinyTokenizerJson());
-  EXPECT_THAT(EncodeSegments(*tokenizer, {{"<|", true}, {"end", true}, {"", false}, {"|>", true}}), ElementsAre(260));
+  EXPECT_THAT(EncodeSegments(*tokenizer, {{"<|", true}, {"end", true}, {"", false}, {"|>", true}}),
+              ElementsAre(260));
 }
 
 TEST(Tokenizer, NeverMergesIntoASpecialToken) {
   Json json = TinyTokenizerJson();
-  At(json, "added_tokens").Append(Json::MakeObject({{"id", 257}, {"content", "abc"}, {"special", true}}));
+  At(json, "added_tokens")
+      .Append(Json::MakeObject({{"id", 257}, {"content", "abc"}, {"special", true}}));
   const auto tokenizer = LoadOrDie(json);
   EXPECT_THAT(Encode(*tokenizer, "abc", kTextOnly), ElementsAre(257));
   EXPECT_THAT(Encode(*tokenizer, "abc", kContentOnly), ElementsAre(256, 'c'));
@@ -143,7 +151,8 @@ TEST(Tokenizer, TakesAWholePieceBeforeMergingIfTheModelIgnoresMerges) {
 
 TEST(Tokenizer, RefusesTextThatIsNoUtf8NamingTheOffset) {
   const auto tokenizer = LoadOrDie(TinyTokenizerJson());
-  for (const std::string_view bad : {"ab\xFF", "ab\xC3", "ab\xED\xA0\x80", "ab\xF4\x90\x80\x80", "ab\xC0\xAF"}) {
+  for (const std::string_view bad :
+       {"ab\xFF", "ab\xC3", "ab\xED\xA0\x80", "ab\xF4\x90\x80\x80", "ab\xC0\xAF"}) {
     const absl::Status status = tokenizer->Encode(bad).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(Message(status), HasSubstr("offset 2"));
@@ -154,16 +163,18 @@ TEST(Tokenizer, RefusesTextThatIsNoUtf8NamingTheOffset) {
 
 TEST(Tokenizer, RefusesTextBeyondTheLimit) {
   const auto tokenizer = LoadOrDie(TinyTokenizerJson());
-  const std::string longest(limits::kMaxPromptBytes, 'a');
+  const std::string longest(limits::kMaxPromptBytes, 'x');  // which nothing merges
   EXPECT_TRUE(tokenizer->Encode(longest).ok());
   EXPECT_EQ(tokenizer->Encode(longest + "a").status().code(), absl::StatusCode::kInvalidArgument);
   const std::vector<Segment> segments = {{longest, true}, {"a", false}};
-  EXPECT_EQ(tokenizer->EncodeSegments(segments).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(tokenizer->EncodeSegments(segments).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Tokenizer, RefusesAByteWithoutATokenUnlessThereIsAnUnknownToken) {
   Json json = TinyTokenizerJson();
-  std::erase_if(At(At(json, "model"), "vocab").members(), [](const Json::Member& m) { return m.first == "q"; });
+  std::erase_if(At(At(json, "model"), "vocab").members(),
+                [](const Json::Member& m) { return m.first == "q"; });
   At(json, "added_tokens").Append(Json::MakeObject({{"id", 'q'}, {"content", "<unk>"}}));
   EXPECT_THAT(Message(LoadOrDie(json)->Encode("q").status()), HasSubstr("0x71"));
   At(At(json, "model"), "unk_token") = "<unk>";
@@ -196,7 +207,24 @@ TEST(Tokenizer, DecodesBytesThatAreNoUtf8AsReplacementCharacters) {
   EXPECT_EQ(tokenizer->Decode(unknown, SpecialTokensInOutput::kKept), "a");
 }
 
-// 512 KiB of one letter: the heap is asked a bounded number of times per byte, not once per byte and merge.
+TEST(Tokenizer, ServesManyThreadsAtOnce) {
+  const auto tokenizer = LoadDirectoryOrDie(kDemoModel);
+  const std::string text = "def f(x):\n    return {'a': x, \"b\": 12345}  # naïve 你好\n<|im_end|>";
+  const std::vector<TokenId> expected = Encode(*tokenizer, text, {});
+  std::vector<int32_t> num_equal(4, 0);
+  {
+    std::vector<std::jthread> threads;
+    for (int32_t& count : num_equal) {
+      threads.emplace_back([&] {
+        for (int i = 0; i < 50; ++i) count += Encode(*tokenizer, text, {}) == expected;
+      });
+    }
+  }
+  EXPECT_THAT(num_equal, testing::Each(50));
+}
+
+// 512 KiB of one letter: the heap is asked a bounded number of times per byte, not once per byte
+// and merge.
 TEST(Bpe, WorkOnAPieceGrowsNoFasterThanTheNumberOfItsPairs) {
   const Json json = TinyTokenizerJson();
   Vocabulary vocabulary;
