@@ -10,7 +10,9 @@
 namespace polyreme {
 namespace {
 
-std::string ErrorText(int error) { return std::generic_category().message(error); }
+std::string ErrorText(int error) {
+  return std::generic_category().message(error);
+}
 
 struct Descriptor {
   explicit Descriptor(int descriptor) : value(descriptor) {}
@@ -35,7 +37,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t bytes_max)
     return FailedPrecondition("{}: expected a regular file", path);
   }
   if (info.st_size > bytes_max) {
-    return ResourceExhausted("{}: expected at most {} bytes, got {}", path, bytes_max, info.st_size);
+    return ResourceExhausted("{}: expected at most {} bytes, got {}", path, bytes_max,
+                             info.st_size);
   }
   std::string text(static_cast<size_t>(info.st_size), '\0');
   size_t done = 0;
@@ -50,6 +53,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t bytes_max)
   return text;
 }
 
-bool FileExists(const std::string& path) { return ::access(path.c_str(), R_OK) == 0; }
+bool FileExists(const std::string& path) {
+  return ::access(path.c_str(), R_OK) == 0;
+}
 
 }  // namespace polyreme

@@ -7,13 +7,15 @@
 namespace polyreme::plan {
 namespace {
 
+// clang-format off
 // Read by ParseModelSpec and ParseRope.
 constexpr std::string_view kRead[] = {
     "architectures", "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings",
-    "rms_norm_eps", "attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act", "torch_dtype",
-    "dtype", "eos_token_id", "bos_token_id", "rope_theta", "rope_scaling", "rope_parameters",
-    "use_sliding_window", "sliding_window", "layer_types"};
+    "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias",
+    "tie_word_embeddings", "hidden_act", "torch_dtype", "dtype", "eos_token_id", "bos_token_id",
+    "rope_theta", "rope_scaling", "rope_parameters", "use_sliding_window", "sliding_window",
+    "layer_types"};
 
 // For training, for other tools, or for generation defaults that requests set themselves.
 constexpr std::string_view kInert[] = {
@@ -28,10 +30,11 @@ constexpr std::string_view kInert[] = {
     "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "num_beams",
     "num_beam_groups", "diversity_penalty", "encoder_no_repeat_ngram_size",
     "no_repeat_ngram_size", "num_return_sequences", "early_stopping", "chunk_size_feed_forward",
-    "torchscript", "tf_legacy_loss", "use_bfloat16",
-    "is_decoder", "prefix", "begin_suppress_tokens", "suppress_tokens", "bad_words_ids",
-    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty",
-    "remove_invalid_values", "output_scores", "return_dict_in_generate", "keys_to_ignore_at_inference"};
+    "torchscript", "tf_legacy_loss", "use_bfloat16", "is_decoder", "prefix",
+    "begin_suppress_tokens", "suppress_tokens", "bad_words_ids", "forced_bos_token_id",
+    "forced_eos_token_id", "exponential_decay_length_penalty", "remove_invalid_values",
+    "output_scores", "return_dict_in_generate", "keys_to_ignore_at_inference"};
+// clang-format on
 
 // What the value must be for the key to change nothing. Null, false and absent are always fine.
 enum class Harmless { kNothing, kZero, kOne, kZeroOrOne, kEmpty };

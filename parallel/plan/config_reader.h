@@ -1,4 +1,5 @@
-// Reads one object of a config.json key by key: each key with its type and range, or an error that names it.
+// Reads one object of a config.json key by key: each key with its type and range, or an error that
+// names it.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,14 @@ struct DoubleBounds {
   double max = 0;
 };
 
-// Borrows the object. A key that is absent or null is nullopt; InvalidArgument if it has another type or is out of
-// bounds: "config.json: rope_scaling.factor: expected a number from 1 to 1e6, got -1".
+// Borrows the object. A key that is absent or null is nullopt; InvalidArgument if it has another
+// type or is out of bounds: "config.json: rope_scaling.factor: expected a number from 1 to 1e6, got
+// -1".
 class ConfigReader {
  public:
   // where: put before each key, e.g. "config.json: rope_scaling.".
-  ConfigReader(const Json& object, std::string where) : object_(&object), where_(std::move(where)) {}
+  ConfigReader(const Json& object, std::string where)
+      : object_(&object), where_(std::move(where)) {}
 
   absl::StatusOr<std::optional<int64_t>> FindInt(std::string_view key, IntBounds bounds) const;
   absl::StatusOr<std::optional<double>> FindDouble(std::string_view key, DoubleBounds bounds) const;

@@ -25,18 +25,30 @@ struct Architecture {
   double rope_theta = 0;                        // 0: no default
 };
 constexpr Architecture kArchitectures[] = {
-    {.name = "LlamaForCausalLM", .family = ModelSpec::Family::kLlama,
-     .model_types = {"llama", "iquestcoder"}, .optional_kv_heads = true, .optional_head_dim = true,
-     .bias_keys = true, .rope_theta = 10000.0},
-    {.name = "MistralForCausalLM", .family = ModelSpec::Family::kLlama,
-     .model_types = {"mistral", "mistral"}, .optional_head_dim = true,
-     .window_without_switch = true, .rope_theta = 10000.0},
+    {.name = "LlamaForCausalLM",
+     .family = ModelSpec::Family::kLlama,
+     .model_types = {"llama", "iquestcoder"},
+     .optional_kv_heads = true,
+     .optional_head_dim = true,
+     .bias_keys = true,
+     .rope_theta = 10000.0},
+    {.name = "MistralForCausalLM",
+     .family = ModelSpec::Family::kLlama,
+     .model_types = {"mistral", "mistral"},
+     .optional_head_dim = true,
+     .window_without_switch = true,
+     .rope_theta = 10000.0},
     // Relabelled checkpoints exist, because some servers need the label; the layers are Llama's.
-    {.name = "IQuestCoderForCausalLM", .family = ModelSpec::Family::kLlama,
-     .model_types = {"iquestcoder", "llama"}, .bias_keys = true},
-    {.name = "Qwen2ForCausalLM", .family = ModelSpec::Family::kQwen2,
-     .model_types = {"qwen2", "qwen2"}, .optional_head_dim = true},
-    {.name = "Qwen3ForCausalLM", .family = ModelSpec::Family::kQwen3,
+    {.name = "IQuestCoderForCausalLM",
+     .family = ModelSpec::Family::kLlama,
+     .model_types = {"iquestcoder", "llama"},
+     .bias_keys = true},
+    {.name = "Qwen2ForCausalLM",
+     .family = ModelSpec::Family::kQwen2,
+     .model_types = {"qwen2", "qwen2"},
+     .optional_head_dim = true},
+    {.name = "Qwen3ForCausalLM",
+     .family = ModelSpec::Family::kQwen3,
      .model_types = {"qwen3", "qwen3"}},
 };
 
@@ -87,8 +99,7 @@ absl::Status ParseSizes(const ConfigReader& config, const Architecture& row, Mod
   }
   ASSIGN_OR_RETURN(const std::optional<int64_t> head_dim,
                    config.FindInt("head_dim", {2, limits::kMaxHeadDim}));
-  if (!head_dim.has_value() &&
-      (!row.optional_head_dim || spec.width % spec.num_query_heads != 0)) {
+  if (!head_dim.has_value() && (!row.optional_head_dim || spec.width % spec.num_query_heads != 0)) {
     return InvalidArgument("{}: expected this key, it is missing", config.PathOf("head_dim"));
   }
   spec.head_dim = head_dim.value_or(spec.width / spec.num_query_heads);
@@ -103,8 +114,8 @@ absl::Status ParseSizes(const ConfigReader& config, const Architecture& row, Mod
   return absl::OkStatus();
 }
 
-// Dropping a bias or a norm that the checkpoint has would be caught by its tensors' names; adding one too. Keys still win:
-// a config that asks for what its class does not do is refused.
+// Dropping a bias or a norm that the checkpoint has would be caught by its tensors' names; adding
+// one too. Keys still win: a config that asks for what its class does not do is refused.
 absl::Status ParseBiases(const ConfigReader& config, const Architecture& row, ModelSpec& spec) {
   ASSIGN_OR_RETURN(const bool attention_bias, config.BoolOr("attention_bias", false));
   ASSIGN_OR_RETURN(const bool mlp_bias, config.BoolOr("mlp_bias", false));
@@ -236,8 +247,10 @@ absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_json,
   ASSIGN_OR_RETURN(spec.rope, ParseRope(config, {.theta = row->rope_theta,
                                                  .max_positions = spec.max_positions}));
   if (spec.rope.type == RopeSpec::Type::kYarn) {
-    // Recipes add yarn to a config.json without raising max_position_embeddings: the stretched context counts.
-    const double stretched = static_cast<double>(spec.rope.original_max_positions) * spec.rope.factor;
+    // Recipes add yarn to a config.json without raising max_position_embeddings: the stretched
+    // context counts.
+    const double stretched =
+        static_cast<double>(spec.rope.original_max_positions) * spec.rope.factor;
     spec.max_positions = std::max(
         spec.max_positions,
         static_cast<int64_t>(std::min<double>(std::floor(stretched), limits::kMaxPositions)));
@@ -266,13 +279,16 @@ absl::StatusOr<ModelSpec> ReadModelSpec(const std::string& directory,
       ReadFile(generation_path, limits::kMaxConfigFileBytes);
   if (absl::IsNotFound(generation.status())) return spec;
   RETURN_IF_ERROR(generation.status());
-  absl::StatusOr<std::vector<int32_t>> eos = ParseGenerationEosTokens(*generation, spec->vocabulary);
+  absl::StatusOr<std::vector<int32_t>> eos =
+      ParseGenerationEosTokens(*generation, spec->vocabulary);
   if (!eos.ok()) return Annotate(eos.status(), directory);
   if (!eos->empty()) spec->eos_tokens = *std::move(eos);
   return spec;
 }
 
-int64_t NumEmbeddingParameters(const ModelSpec& spec) { return spec.vocabulary * spec.width; }
+int64_t NumEmbeddingParameters(const ModelSpec& spec) {
+  return spec.vocabulary * spec.width;
+}
 
 int64_t NumLayerParameters(const ModelSpec& spec) {
   const int64_t query = spec.num_query_heads * spec.head_dim;

@@ -16,33 +16,34 @@ namespace polyreme::plan {
 struct ModelSpec {
   enum class Family { kLlama, kQwen2, kQwen3 };
   Family family = Family::kLlama;
-  std::string architecture;                // as config.json names it
+  std::string architecture;  // as config.json names it
   std::string model_type;
   int64_t num_layers = 0;
-  int64_t width = 0;                       // hidden_size
+  int64_t width = 0;  // hidden_size
   int64_t num_query_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t ffn_width = 0;                   // intermediate_size
-  int64_t vocabulary = 0;                  // vocab_size: rows of embedding and head, columns of the logits
+  int64_t ffn_width = 0;   // intermediate_size
+  int64_t vocabulary = 0;  // vocab_size: rows of embedding and head, columns of the logits
   int64_t max_positions = 0;
   double norm_epsilon = 1e-5;
   bool qkv_bias = false;
-  bool attention_out_bias = false;         // of o_proj
+  bool attention_out_bias = false;  // of o_proj
   bool mlp_bias = false;
-  bool qk_norm = false;                    // RMSNorm over each head of q and k before rotation (Qwen3)
+  bool qk_norm = false;  // RMSNorm over each head of q and k before rotation (Qwen3)
   bool tied_head = false;
   RopeSpec rope;
-  DType dtype = DType::kBF16;              // what the checkpoint says it is stored in
-  std::vector<int32_t> eos_tokens;         // from config.json; generation_config.json overrides (ReadModelSpec)
+  DType dtype = DType::kBF16;  // what the checkpoint says it is stored in
+  std::vector<int32_t> eos_tokens;  // generation_config.json overrides config.json (ReadModelSpec)
   std::optional<int32_t> bos_token;
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
-// From the text of config.json, Transformers 4 and 5 spellings. InvalidArgument names the key: missing, of another type,
-// out of range, or one that would change the result and is not implemented (live sliding window, clip_qkv,
-// quantization_config, MoE keys, an unknown rope_type or architecture, loop_num, ...).
-// notes: if not null, gets a line for each key that is not known and was ignored.
+// From the text of config.json, Transformers 4 and 5 spellings. InvalidArgument names the key:
+// missing, of another type, out of range, or one that would change the result and is not
+// implemented (live sliding window, clip_qkv, quantization_config, MoE keys, an unknown rope_type
+// or architecture, loop_num, ...). notes: if not null, gets a line for each key that is not known
+// and was ignored.
 absl::StatusOr<ModelSpec> ParseModelSpec(std::string_view config_json,
                                          std::vector<std::string>* notes = nullptr);
 // The eos_token_id of a generation_config.json: none, one or several. InvalidArgument as above.

@@ -31,8 +31,7 @@ absl::Status CheckKeys(const ConfigReader& rope) {
     if (member.second.is_null()) continue;
     return InvalidArgument("{}: this key is not implemented", rope.PathOf(member.first));
   }
-  ASSIGN_OR_RETURN(const double partial,
-                   rope.DoubleOr("partial_rotary_factor", {0.0, 1.0}, 1.0));
+  ASSIGN_OR_RETURN(const double partial, rope.DoubleOr("partial_rotary_factor", {0.0, 1.0}, 1.0));
   if (partial != 1.0) {
     return InvalidArgument("{}: expected 1, got {}: partial rotation is not implemented",
                            rope.PathOf("partial_rotary_factor"), partial);
@@ -83,9 +82,10 @@ absl::Status ParseYarn(const ConfigReader& rope, int64_t max_positions, RopeSpec
   ASSIGN_OR_RETURN(spec.truncate, rope.BoolOr("truncate", true));
   ASSIGN_OR_RETURN(const double mscale, rope.DoubleOr("mscale", {0.0, 1e3}, 0.0));
   ASSIGN_OR_RETURN(const double mscale_all_dim, rope.DoubleOr("mscale_all_dim", {0.0, 1e3}, 0.0));
-  const double absent = mscale != 0.0 && mscale_all_dim != 0.0
-                            ? YarnScale(spec.factor, mscale) / YarnScale(spec.factor, mscale_all_dim)
-                            : YarnScale(spec.factor, 1.0);
+  const double absent =
+      mscale != 0.0 && mscale_all_dim != 0.0
+          ? YarnScale(spec.factor, mscale) / YarnScale(spec.factor, mscale_all_dim)
+          : YarnScale(spec.factor, 1.0);
   ASSIGN_OR_RETURN(spec.attention_factor,
                    rope.DoubleOr("attention_factor", kPositiveBounds, absent));
   return absl::OkStatus();
@@ -93,8 +93,8 @@ absl::Status ParseYarn(const ConfigReader& rope, int64_t max_positions, RopeSpec
 
 // The dimension (of head_dim) whose wave turns `rotations` times within the original context.
 double YarnDimension(const RopeSpec& spec, double head_dim, double rotations) {
-  const double wave = static_cast<double>(spec.original_max_positions) /
-                      (rotations * 2.0 * std::numbers::pi);
+  const double wave =
+      static_cast<double>(spec.original_max_positions) / (rotations * 2.0 * std::numbers::pi);
   return head_dim * std::log(wave) / (2.0 * std::log(spec.theta));
 }
 
@@ -200,7 +200,8 @@ std::vector<float> RopeTable(const RopeSpec& spec, int64_t head_dim, int64_t pos
     for (size_t i = 0; i < half; ++i) {
       const float angle = static_cast<float>(frequencies[i]) * static_cast<float>(position);
       row[i] = static_cast<float>(std::cos(static_cast<double>(angle)) * spec.attention_factor);
-      row[half + i] = static_cast<float>(std::sin(static_cast<double>(angle)) * spec.attention_factor);
+      row[half + i] =
+          static_cast<float>(std::sin(static_cast<double>(angle)) * spec.attention_factor);
     }
   }
   return table;

@@ -25,17 +25,16 @@ absl::Status CheckDivides(const ModelSpec& spec, int32_t shards) {
                            spec.ffn_width, shards);
   }
   if (spec.num_kv_heads % shards != 0 && shards % spec.num_kv_heads != 0) {
-    return InvalidArgument(
-        "{} key-value heads and {} shards: expected one to divide the other", spec.num_kv_heads,
-        shards);
+    return InvalidArgument("{} key-value heads and {} shards: expected one to divide the other",
+                           spec.num_kv_heads, shards);
   }
   return absl::OkStatus();
 }
 
 absl::Status CheckOptions(const PlanOptions& options) {
   if (options.tokens_per_block < 1 || options.tokens_per_block > limits::kMaxTokensPerBlock) {
-    return InvalidArgument("expected 1 to {} tokens per block, got {}",
-                           limits::kMaxTokensPerBlock, options.tokens_per_block);
+    return InvalidArgument("expected 1 to {} tokens per block, got {}", limits::kMaxTokensPerBlock,
+                           options.tokens_per_block);
   }
   if (!IsFloat(options.kv_dtype)) {
     return InvalidArgument("expected a cache of floats, got {}", NameOf(options.kv_dtype));
@@ -43,7 +42,8 @@ absl::Status CheckOptions(const PlanOptions& options) {
   return absl::OkStatus();
 }
 
-// Elements of one layer that one of `shards` holds. Norms and the biases of sums are on each of them.
+// Elements of one layer that one of `shards` holds. Norms and the biases of sums are on each of
+// them.
 int64_t LayerElements(const ModelSpec& spec, const Shard& shard) {
   const int64_t query = shard.query_heads.size() * spec.head_dim;
   const int64_t kv = shard.kv_heads.size() * spec.head_dim;
@@ -56,7 +56,8 @@ int64_t LayerElements(const ModelSpec& spec, const Shard& shard) {
   return count;
 }
 
-// Of the embedding and the head, as far as the stage has them. A tied head beside its embedding is the same memory.
+// Of the embedding and the head, as far as the stage has them. A tied head beside its embedding is
+// the same memory.
 int64_t TableElements(const ModelSpec& spec, const Shard& shard) {
   const int64_t table = shard.vocab_rows.size() * spec.width;
   int64_t count = 0;
@@ -66,7 +67,8 @@ int64_t TableElements(const ModelSpec& spec, const Shard& shard) {
   return count;
 }
 
-// All layers weigh the same, so giving each to the stage that is lightest so far makes the heaviest stage as light as can be.
+// All layers weigh the same, so giving each to the stage that is lightest so far makes the heaviest
+// stage as light as can be.
 std::vector<int64_t> DealLayers(int64_t num_layers, int64_t layer_elements,
                                 std::vector<int64_t> stage_elements) {
   std::vector<int64_t> counts(stage_elements.size(), 1);
@@ -100,8 +102,7 @@ absl::Status CheckLayersByHand(const std::vector<int64_t>& counts, int64_t num_l
 }
 
 // What depends on the shard alone; layers come later.
-Shard SplitAxes(const ModelSpec& spec, const Topology& topology, Place place,
-                int64_t vocab_rows) {
+Shard SplitAxes(const ModelSpec& spec, const Topology& topology, Place place, int64_t vocab_rows) {
   const int64_t shards = topology.shards();
   const auto part = [&](int64_t whole) {
     return Range{whole * place.shard / shards, whole * (place.shard + 1) / shards};
@@ -120,9 +121,13 @@ Shard SplitAxes(const ModelSpec& spec, const Topology& topology, Place place,
   return shard;
 }
 
-std::string ShowRange(Range range) { return fmt::format("{}..{}", range.begin, range.end); }
+std::string ShowRange(Range range) {
+  return fmt::format("{}..{}", range.begin, range.end);
+}
 
-double InMiB(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+double InMiB(int64_t bytes) {
+  return static_cast<double>(bytes) / (1 << 20);
+}
 
 }  // namespace
 
@@ -139,9 +144,8 @@ absl::StatusOr<ShardPlan> ShardPlan::Make(const ModelSpec& spec, const Topology&
   const int64_t tile = shards * kVocabularyTile;
   plan.vocabulary_ = spec.vocabulary;
   plan.padded_vocabulary_ = (spec.vocabulary + tile - 1) / tile * tile;
-  plan.exact_sums_ =
-      shards == 1 || (SegmentsFit(spec.num_query_heads * spec.head_dim, shards) &&
-                      SegmentsFit(spec.ffn_width, shards));
+  plan.exact_sums_ = shards == 1 || (SegmentsFit(spec.num_query_heads * spec.head_dim, shards) &&
+                                     SegmentsFit(spec.ffn_width, shards));
   plan.kv_repeats_ = static_cast<int32_t>(std::max<int64_t>(1, shards / spec.num_kv_heads));
 
   std::vector<int64_t> stage_elements;
@@ -171,9 +175,10 @@ absl::StatusOr<ShardPlan> ShardPlan::Make(const ModelSpec& spec, const Topology&
 }
 
 std::string ShardPlan::Explain() const {
-  std::string text = fmt::format("{:>4} {:>5} {:>5} {:>9} {:>11} {:>8} {:>13} {:>15} {:>12} {:>13}\n",
-                                 "rank", "stage", "shard", "layers", "query heads", "kv heads",
-                                 "ffn columns", "vocabulary", "weights MiB", "KV block KiB");
+  std::string text =
+      fmt::format("{:>4} {:>5} {:>5} {:>9} {:>11} {:>8} {:>13} {:>15} {:>12} {:>13}\n", "rank",
+                  "stage", "shard", "layers", "query heads", "kv heads", "ffn columns",
+                  "vocabulary", "weights MiB", "KV block KiB");
   for (int32_t rank = 0; rank < topology_.world_size(); ++rank) {
     const Place place = topology_.PlaceOf(Rank{rank});
     const Shard& shard = ShardOf(Rank{rank});
@@ -184,7 +189,8 @@ std::string ShardPlan::Explain() const {
         shard.has_embedding || shard.has_head ? ShowRange(shard.vocab_rows) : "-",
         InMiB(shard.weight_bytes), static_cast<double>(shard.kv_bytes_per_block) / 1024);
   }
-  if (kv_repeats_ > 1) text += fmt::format("each key-value head is held by {} shards\n", kv_repeats_);
+  if (kv_repeats_ > 1)
+    text += fmt::format("each key-value head is held by {} shards\n", kv_repeats_);
   if (padded_vocabulary_ != vocabulary_) {
     text += fmt::format("vocabulary padded from {} to {} rows\n", vocabulary_, padded_vocabulary_);
   }

@@ -42,6 +42,8 @@ std::vector<Rank> Topology::PipelineColumn(int32_t shard) const {
   return column;
 }
 
-std::string Topology::ToString() const { return fmt::format("tp{}pp{}", shards_, stages_); }
+std::string Topology::ToString() const {
+  return fmt::format("tp{}pp{}", shards_, stages_);
+}
 
 }  // namespace polyreme::plan

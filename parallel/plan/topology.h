@@ -1,5 +1,5 @@
-// Who is which rank. Pure arithmetic: rank = stage * shards + shard, so that a tensor group is a run of neighbouring
-// ranks and can sit in one host.
+// Who is which rank. Pure arithmetic: rank = stage * shards + shard, so that a tensor group is a
+// run of neighbouring ranks and can sit in one host.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Place {
 
 class Topology {
  public:
+  Topology() = default;  // one rank
   // InvalidArgument on zero or too many stages, shards or ranks (limits.h); nothing else.
   static absl::StatusOr<Topology> Make(int32_t stages, int32_t shards);
 
@@ -28,9 +29,10 @@ class Topology {
   int32_t world_size() const { return stages_ * shards_; }
   Place PlaceOf(Rank rank) const;
   Rank RankAt(Place place) const;
-  std::vector<Rank> TensorGroup(int32_t stage) const;      // ranks that all-reduce together, by shard
-  std::vector<Rank> PipelineColumn(int32_t shard) const;   // ranks that hand activations on, by stage
-  std::string ToString() const;                            // "tp2pp2"
+  std::vector<Rank> TensorGroup(int32_t stage) const;  // ranks that all-reduce together, by shard
+  std::vector<Rank> PipelineColumn(
+      int32_t shard) const;      // ranks that hand activations on, by stage
+  std::string ToString() const;  // "tp2pp2"
   friend bool operator==(const Topology&, const Topology&) = default;
 
  private:

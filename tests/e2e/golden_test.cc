@@ -1,4 +1,5 @@
-// The embedded demo model against Transformers in float32: the same greedy tokens, the same log-probabilities.
+// The embedded demo model against Transformers in float32: the same greedy tokens, the same
+// log-probabilities.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -28,7 +28,9 @@ std::string With(std::initializer_list<std::pair<const char*, Json>> changes) {
   return json.Dump();
 }
 
-Json Names(const char* name) { return Json(Json::Array{Json(name)}); }
+Json Names(const char* name) {
+  return Json(Json::Array{Json(name)});
+}
 
 std::string Refusal(const std::string& text) {
   const absl::StatusOr<ModelSpec> spec = ParseModelSpec(text);
@@ -60,16 +62,20 @@ TEST(ModelSpec, ReadsALlama) {
 
 TEST(ModelSpec, Transformers5SpellingsMeanTheSame) {
   const Json rope = Json::MakeObject({{"rope_theta", 500000.0}, {"rope_type", "default"}});
-  const std::string text = With({{"torch_dtype", nullptr}, {"dtype", "bfloat16"},
-                                 {"rope_theta", nullptr}, {"rope_parameters", rope}});
+  const std::string text = With({{"torch_dtype", nullptr},
+                                 {"dtype", "bfloat16"},
+                                 {"rope_theta", nullptr},
+                                 {"rope_parameters", rope}});
   ASSERT_TRUE(ParseModelSpec(text).ok());
   EXPECT_EQ(*ParseModelSpec(text), *ParseModelSpec(kLlama));
 }
 
 TEST(ModelSpec, LlamaDefaultsAreItsClassesOwn) {
-  const absl::StatusOr<ModelSpec> spec = ParseModelSpec(
-      With({{"num_key_value_heads", nullptr}, {"head_dim", nullptr}, {"rope_theta", nullptr},
-            {"tie_word_embeddings", nullptr}, {"eos_token_id", 2}}));
+  const absl::StatusOr<ModelSpec> spec = ParseModelSpec(With({{"num_key_value_heads", nullptr},
+                                                              {"head_dim", nullptr},
+                                                              {"rope_theta", nullptr},
+                                                              {"tie_word_embeddings", nullptr},
+                                                              {"eos_token_id", 2}}));
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->num_kv_heads, 8);
   EXPECT_EQ(spec->head_dim, 48);
@@ -81,13 +87,16 @@ TEST(ModelSpec, LlamaDefaultsAreItsClassesOwn) {
 TEST(ModelSpec, EachFamilyHasItsBiasesAndNorms) {
   const ModelSpec llama = *ParseModelSpec(With({{"attention_bias", true}, {"mlp_bias", true}}));
   EXPECT_TRUE(llama.qkv_bias && llama.attention_out_bias && llama.mlp_bias);
-  const absl::StatusOr<ModelSpec> qwen2 = ParseModelSpec(
-      With({{"architectures", Names("Qwen2ForCausalLM")}, {"model_type", "qwen2"},
-            {"use_sliding_window", false}, {"sliding_window", 1024}, {"max_window_layers", 2}}));
+  const absl::StatusOr<ModelSpec> qwen2 =
+      ParseModelSpec(With({{"architectures", Names("Qwen2ForCausalLM")},
+                           {"model_type", "qwen2"},
+                           {"use_sliding_window", false},
+                           {"sliding_window", 1024},
+                           {"max_window_layers", 2}}));
   ASSERT_TRUE(qwen2.ok()) << qwen2.status();
   EXPECT_TRUE(qwen2->qkv_bias && !qwen2->attention_out_bias && !qwen2->qk_norm);
-  const absl::StatusOr<ModelSpec> qwen3 = ParseModelSpec(
-      With({{"architectures", Names("Qwen3ForCausalLM")}, {"model_type", "qwen3"}}));
+  const absl::StatusOr<ModelSpec> qwen3 =
+      ParseModelSpec(With({{"architectures", Names("Qwen3ForCausalLM")}, {"model_type", "qwen3"}}));
   ASSERT_TRUE(qwen3.ok()) << qwen3.status();
   EXPECT_TRUE(qwen3->qk_norm && !qwen3->qkv_bias);
   EXPECT_EQ(qwen3->family, ModelSpec::Family::kQwen3);
@@ -97,8 +106,10 @@ TEST(ModelSpec, ArchitecturesOnLlamasBlockAreLlamas) {
   for (const auto& [architecture, type] : {std::pair{"MistralForCausalLM", "mistral"},
                                            std::pair{"IQuestCoderForCausalLM", "iquestcoder"}}) {
     const absl::StatusOr<ModelSpec> spec =
-        ParseModelSpec(With({{"architectures", Names(architecture)}, {"model_type", type},
-                             {"sliding_window", 4096}, {"clip_qkv", nullptr}}));
+        ParseModelSpec(With({{"architectures", Names(architecture)},
+                             {"model_type", type},
+                             {"sliding_window", 4096},
+                             {"clip_qkv", nullptr}}));
     ASSERT_TRUE(spec.ok()) << spec.status();
     EXPECT_EQ(spec->family, ModelSpec::Family::kLlama);
   }
@@ -115,9 +126,9 @@ TEST(ModelSpec, SizesHaveNoDefaults) {
 TEST(ModelSpec, RefusesWhatIsOutOfRangeOrOfAnotherType) {
   for (const Json& bad : {Json(0), Json(-1), Json(int64_t{1} << 60), Json(1.5), Json("8"),
                           Json(true), Json::MakeArray(), Json(1e300)}) {
-    for (const char* key : {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-                            "intermediate_size", "max_position_embeddings", "num_key_value_heads",
-                            "head_dim"}) {
+    for (const char* key :
+         {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+          "intermediate_size", "max_position_embeddings", "num_key_value_heads", "head_dim"}) {
       EXPECT_THAT(Refusal(With({{key, bad}})), HasSubstr(key));
     }
   }
@@ -133,34 +144,47 @@ TEST(ModelSpec, RefusesWhatIsOutOfRangeOrOfAnotherType) {
 
 TEST(ModelSpec, RefusesByNameWhatWouldChangeTheResult) {
   const Json quantized = Json::MakeObject({{"quant_method", "awq"}});
-  const std::pair<const char*, Json> live[] = {
-      {"clip_qkv", 8.0}, {"quantization_config", quantized}, {"num_local_experts", 8},
-      {"num_experts", 64}, {"loop_num", 2}, {"partial_rotary_factor", 0.5},
-      {"attn_logit_softcapping", 50.0}, {"final_logit_softcapping", 30.0},
-      {"residual_multiplier", 0.22}, {"no_rope_layers", Json(Json::Array{Json(1)})},
-      {"is_encoder_decoder", true}, {"plt_num_loops", 2}};
+  const std::pair<const char*, Json> live[] = {{"clip_qkv", 8.0},
+                                               {"quantization_config", quantized},
+                                               {"num_local_experts", 8},
+                                               {"num_experts", 64},
+                                               {"loop_num", 2},
+                                               {"partial_rotary_factor", 0.5},
+                                               {"attn_logit_softcapping", 50.0},
+                                               {"final_logit_softcapping", 30.0},
+                                               {"residual_multiplier", 0.22},
+                                               {"no_rope_layers", Json(Json::Array{Json(1)})},
+                                               {"is_encoder_decoder", true},
+                                               {"plt_num_loops", 2}};
   for (const auto& [key, value] : live) {
     EXPECT_THAT(Refusal(With({{key, value}})), HasSubstr(std::string(key) + ": this key changes"));
   }
-  EXPECT_TRUE(ParseModelSpec(With({{"clip_qkv", nullptr}, {"loop_num", 1}, {"num_experts", 0},
+  EXPECT_TRUE(ParseModelSpec(With({{"clip_qkv", nullptr},
+                                   {"loop_num", 1},
+                                   {"num_experts", 0},
                                    {"is_encoder_decoder", false}}))
                   .ok());
 }
 
 TEST(ModelSpec, RefusesALiveSlidingWindow) {
   const auto mistral = [](Json window) {
-    return With({{"architectures", Names("MistralForCausalLM")}, {"model_type", "mistral"},
-                 {"sliding_window", std::move(window)}, {"max_position_embeddings", 32768}});
+    return With({{"architectures", Names("MistralForCausalLM")},
+                 {"model_type", "mistral"},
+                 {"sliding_window", std::move(window)},
+                 {"max_position_embeddings", 32768}});
   };
   EXPECT_THAT(Refusal(mistral(4096)), HasSubstr("sliding_window"));
   EXPECT_TRUE(ParseModelSpec(mistral(nullptr)).ok());
   EXPECT_TRUE(ParseModelSpec(mistral(32768)).ok()) << "a window over all positions hides nothing";
   // MistralConfig without the key means 4096.
   EXPECT_THAT(Refusal(With({{"architectures", Names("MistralForCausalLM")},
-                            {"model_type", "mistral"}, {"max_position_embeddings", 32768}})),
+                            {"model_type", "mistral"},
+                            {"max_position_embeddings", 32768}})),
               HasSubstr("sliding_window"));
-  EXPECT_THAT(Refusal(With({{"architectures", Names("Qwen2ForCausalLM")}, {"model_type", "qwen2"},
-                            {"use_sliding_window", true}, {"sliding_window", 1024}})),
+  EXPECT_THAT(Refusal(With({{"architectures", Names("Qwen2ForCausalLM")},
+                            {"model_type", "qwen2"},
+                            {"use_sliding_window", true},
+                            {"sliding_window", 1024}})),
               HasSubstr("sliding_window"));
   Json::Array types(8, Json("full_attention"));
   EXPECT_TRUE(ParseModelSpec(With({{"layer_types", types}})).ok());
@@ -177,8 +201,11 @@ TEST(ModelSpec, RefusesUnknownAndRelabelledArchitectures) {
 
 TEST(ModelSpec, UnknownKeysAreNotedAndKnownInertOnesAreNot) {
   std::vector<std::string> notes;
-  ASSERT_TRUE(ParseModelSpec(With({{"attention_dropout", 0.1}, {"use_cache", true},
-                                   {"pretraining_tp", 2}, {"new_trick", 3}, {"off", false}}),
+  ASSERT_TRUE(ParseModelSpec(With({{"attention_dropout", 0.1},
+                                   {"use_cache", true},
+                                   {"pretraining_tp", 2},
+                                   {"new_trick", 3},
+                                   {"off", false}}),
                              &notes)
                   .ok());
   EXPECT_THAT(notes, ElementsAre(HasSubstr("new_trick")));

@@ -25,8 +25,9 @@ std::string Refusal(std::string_view text) {
 }
 
 TEST(Rope, BothSpellingsMeanTheSame) {
-  EXPECT_EQ(Parse(R"({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}})"),
-            Parse(R"({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4}})"));
+  EXPECT_EQ(
+      Parse(R"({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}})"),
+      Parse(R"({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4}})"));
   EXPECT_EQ(Parse(R"({"rope_theta": 1e4, "rope_scaling": null})"),
             Parse(R"({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}})"));
 }
@@ -92,7 +93,8 @@ TEST(Rope, YarnAttentionFactorFollowsItsKeys) {
 }
 
 TEST(Rope, YarnWithoutOriginalTakesTheModelsLength) {
-  const RopeSpec spec = Parse(R"({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 2}})");
+  const RopeSpec spec =
+      Parse(R"({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 2}})");
   EXPECT_EQ(spec.original_max_positions, 4096);
 }
 

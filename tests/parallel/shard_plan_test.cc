@@ -1,4 +1,5 @@
-// Properties over many models and layouts: each axis is covered, nothing is held twice that should not be, loads balance.
+// Properties over many models and layouts: each axis is covered, nothing is held twice that should
+// not be, loads balance.
 #include "parallel/plan/shard_plan.h"
 
 #include <gmock/gmock.h>
@@ -30,8 +31,9 @@ ModelSpec Model(int64_t layers, int64_t query_heads, int64_t kv_heads, int64_t f
 
 std::vector<ModelSpec> Models() {
   std::vector<ModelSpec> models;
-  for (const auto& [query, kv] : {std::pair{8, 8}, std::pair{8, 4}, std::pair{8, 2}, std::pair{8, 1},
-                                  std::pair{40, 8}, std::pair{14, 2}, std::pair{12, 3}}) {
+  for (const auto& [query, kv] :
+       {std::pair{8, 8}, std::pair{8, 4}, std::pair{8, 2}, std::pair{8, 1}, std::pair{40, 8},
+        std::pair{14, 2}, std::pair{12, 3}}) {
     for (const int64_t layers : {1, 4, 7, 80}) {
       for (const int64_t ffn : {128, 13440}) {
         for (const bool tied : {false, true}) {
@@ -49,7 +51,8 @@ std::vector<ModelSpec> Models() {
 constexpr std::pair<int32_t, int32_t> kLayouts[] = {{1, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 8}, {2, 1},
                                                     {2, 2}, {4, 1}, {3, 2}, {7, 1}, {2, 8}};
 
-// Calls check(spec, plan) for each model and layout that fit each other; at least a few hundred must.
+// Calls check(spec, plan) for each model and layout that fit each other; at least a few hundred
+// must.
 template <class Check>
 void ForEachPlan(Check check) {
   int plans = 0;
@@ -110,7 +113,8 @@ TEST(ShardPlan, EveryHeadIsHeldByExactlyOneShardUnlessRepeated) {
     std::vector<int> holders(static_cast<size_t>(spec.num_kv_heads));
     for (const Rank rank : plan.topology().TensorGroup(0)) {
       const Range heads = plan.ShardOf(rank).kv_heads;
-      for (int64_t head = heads.begin; head < heads.end; ++head) ++holders[static_cast<size_t>(head)];
+      for (int64_t head = heads.begin; head < heads.end; ++head)
+        ++holders[static_cast<size_t>(head)];
     }
     EXPECT_THAT(holders, testing::Each(plan.kv_repeats()));
     EXPECT_EQ(plan.kv_repeats() > 1, plan.topology().shards() > spec.num_kv_heads);
@@ -143,7 +147,8 @@ TEST(ShardPlan, WeightsAddUpToTheModel) {
   });
 }
 
-// No other way to deal the layers makes the heaviest stage lighter: moving one layer off it never helps.
+// No other way to deal the layers makes the heaviest stage lighter: moving one layer off it never
+// helps.
 TEST(ShardPlan, TheHeaviestStageIsAsLightAsCanBe) {
   ForEachPlan([](const ModelSpec& spec, const ShardPlan& plan) {
     const Topology& topology = plan.topology();
@@ -161,17 +166,18 @@ TEST(ShardPlan, TheHeaviestStageIsAsLightAsCanBe) {
     by_hand.layers_per_stage = counts;
     --by_hand.layers_per_stage[static_cast<size_t>(heaviest - weights.begin())];
     const int64_t layer =
-        *heaviest - ShardPlan::Make(one_less, topology, by_hand)
-                        ->ShardOf(topology.PipelineColumn(0)[static_cast<size_t>(
-                            heaviest - weights.begin())])
-                        .weight_bytes;
+        *heaviest -
+        ShardPlan::Make(one_less, topology, by_hand)
+            ->ShardOf(topology.PipelineColumn(0)[static_cast<size_t>(heaviest - weights.begin())])
+            .weight_bytes;
     for (const int64_t weight : weights) EXPECT_GE(weight + layer, *heaviest);
   });
 }
 
 TEST(ShardPlan, LayersAreDealtAroundEmbeddingAndHead) {
   ModelSpec spec = Model(8, 8, 8, 128);
-  spec.vocabulary = 3 * NumLayerParameters(spec) / spec.width / 64 * 64;  // a table weighs almost three layers
+  spec.vocabulary =
+      3 * NumLayerParameters(spec) / spec.width / 64 * 64;  // a table weighs almost three layers
   const ShardPlan plan = *ShardPlan::Make(spec, *Topology::Make(4, 1), {});
   std::vector<int64_t> counts;
   for (int32_t rank = 0; rank < 4; ++rank) counts.push_back(plan.ShardOf(Rank{rank}).layers.size());
@@ -200,7 +206,8 @@ TEST(ShardPlan, RefusalsNameBothNumbers) {
   EXPECT_THAT(refusal(Model(2, 8, 8, 128), 3, 1, {}), HasSubstr("2 layers"));
   PlanOptions wrong_sum;
   wrong_sum.layers_per_stage = {4, 3};
-  EXPECT_THAT(refusal(Model(8, 8, 8, 128), 2, 1, wrong_sum), HasSubstr("expected 8 layers in all, got 7"));
+  EXPECT_THAT(refusal(Model(8, 8, 8, 128), 2, 1, wrong_sum),
+              HasSubstr("expected 8 layers in all, got 7"));
   PlanOptions wrong_count;
   wrong_count.layers_per_stage = {8};
   EXPECT_THAT(refusal(Model(8, 8, 8, 128), 2, 1, wrong_count), HasSubstr("expected 2 numbers"));
@@ -214,14 +221,15 @@ TEST(ShardPlan, RefusalsNameBothNumbers) {
 
 TEST(ShardPlan, SumsAreExactOnPowersOfTwoUpToEight) {
   const ModelSpec spec = Model(8, 48, 48, 48 * 16);
-  for (const auto& [shards, exact] : {std::pair{1, true}, std::pair{2, true}, std::pair{3, false},
-                                      std::pair{4, true}, std::pair{6, false}, std::pair{8, true},
-                                      std::pair{16, false}}) {
+  for (const auto& [shards, exact] :
+       {std::pair{1, true}, std::pair{2, true}, std::pair{3, false}, std::pair{4, true},
+        std::pair{6, false}, std::pair{8, true}, std::pair{16, false}}) {
     EXPECT_EQ(ShardPlan::Make(spec, *Topology::Make(1, shards), {})->exact_sums(), exact) << shards;
   }
 }
 
-// The heart of "layout must not change meaning": the shards' segments, laid end to end, are the whole axis' segments.
+// The heart of "layout must not change meaning": the shards' segments, laid end to end, are the
+// whole axis' segments.
 TEST(SumSegments, ShardsHoldWholeSegmentsOfTheWholeAxis) {
   for (const int64_t axis : {8, 24, 40, 104, 512, 1000, 13824, 27648}) {
     const std::vector<int64_t> whole = SumSegmentEnds(axis, 1, 0);

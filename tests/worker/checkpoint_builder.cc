@@ -22,10 +22,11 @@ void AppendValue(const std::string& dtype, float value, std::string& bytes) {
   } else if (dtype == "F16") {
     // Normal numbers only: the tests' weights are never smaller than half can tell.
     const int32_t exponent = static_cast<int32_t>(bits >> 23 & 255) - 112;
-    const uint16_t cut = exponent <= 0 ? uint16_t{0}
-                                       : static_cast<uint16_t>((bits >> 31 << 15) |
-                                                               static_cast<uint32_t>(exponent << 10) |
-                                                               (bits >> 13 & 1023));
+    const uint16_t cut =
+        exponent <= 0
+            ? uint16_t{0}
+            : static_cast<uint16_t>((bits >> 31 << 15) | static_cast<uint32_t>(exponent << 10) |
+                                    (bits >> 13 & 1023));
     bytes.append(reinterpret_cast<const char*>(&cut), sizeof cut);
   } else {
     bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
@@ -38,7 +39,8 @@ BuiltTensor RandomTensor(const ExpectedTensor& expected, const std::string& dtyp
   const bool is_norm = expected.name.find("norm") != std::string::npos;
   if (is_matrix) tensor.dtype = dtype;
   uint64_t seed = 14695981039346656037ULL;
-  for (const char c : expected.name) seed = (seed ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  for (const char c : expected.name)
+    seed = (seed ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
   std::mt19937_64 random(seed);
   int64_t count = 1;
   for (const int64_t extent : expected.shape) count *= extent;
@@ -97,15 +99,16 @@ std::vector<BuiltTensor> RandomTensors(const plan::ModelSpec& spec, const std::s
 }
 
 std::string FreshDirectory(const std::string& name) {
-  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) /
-                                     fmt::format("polyreme_{}_{}", ::getpid(), name);
+  const std::filesystem::path path =
+      std::filesystem::path(testing::TempDir()) / fmt::format("polyreme_{}_{}", ::getpid(), name);
   std::filesystem::remove_all(path);
   std::filesystem::create_directories(path);
   return path.string();
 }
 
 void WriteFile(const std::string& path, std::string_view bytes) {
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 std::string WriteCheckpoint(const std::string& name, const std::string& config,

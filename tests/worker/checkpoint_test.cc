@@ -56,10 +56,13 @@ class PlainPacker final : public WeightPacker {
   }
 };
 
-const float* FloatsOf(const Weight& weight) { return static_cast<const float*>(weight.bytes.data()); }
+const float* FloatsOf(const Weight& weight) {
+  return static_cast<const float*>(weight.bytes.data());
+}
 
 // [rows, cols] of a tensor as it was built.
-float ValueOf(const std::vector<BuiltTensor>& tensors, const std::string& name, int64_t row, int64_t col) {
+float ValueOf(const std::vector<BuiltTensor>& tensors, const std::string& name, int64_t row,
+              int64_t col) {
   for (const BuiltTensor& tensor : tensors) {
     if (tensor.name != name) continue;
     const int64_t cols = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
@@ -120,8 +123,10 @@ class Checkpoints : public testing::Test {
                                     int32_t rank) {
     const plan::Topology topology = *plan::Topology::Make(stages, shards);
     const plan::ShardPlan plan = *plan::ShardPlan::Make(spec_, topology, {});
-    return LoadShard(checkpoint, spec_, plan,
-                     {.rank = Rank{rank}, .positions = 16, .progress = progress_, .cancelled = cancelled_}, packer_);
+    return LoadShard(
+        checkpoint, spec_, plan,
+        {.rank = Rank{rank}, .positions = 16, .progress = progress_, .cancelled = cancelled_},
+        packer_);
   }
   BuiltTensor& Find(std::vector<BuiltTensor>& tensors, const std::string& name) {
     for (BuiltTensor& tensor : tensors) {
@@ -151,7 +156,8 @@ TEST_F(Checkpoints, OneFileAndSeveralHoldTheSame) {
   for (const Checkpoint::Tensor& tensor : split->tensors()) {
     const Checkpoint::Tensor* twin = single->Find(tensor.entry->name);
     ASSERT_NE(twin, nullptr);
-    EXPECT_EQ(std::memcmp(tensor.data(), twin->data(), static_cast<size_t>(tensor.entry->bytes())), 0);
+    EXPECT_EQ(std::memcmp(tensor.data(), twin->data(), static_cast<size_t>(tensor.entry->bytes())),
+              0);
   }
   EXPECT_EQ(single->Find("no.such.tensor"), nullptr);
 }
@@ -210,11 +216,14 @@ TEST_F(Checkpoints, FingerprintTellsCheckpointsApartAndCopiesNot) {
 TEST_F(Checkpoints, EachTensorIsAccountedFor) {
   std::vector<BuiltTensor> tensors = tensors_;
   tensors.push_back({.name = "model.gate_projections.0.weight", .shape = {0}, .bytes = {}});
-  EXPECT_THAT(LoadError(tensors), HasSubstr("model.gate_projections.0.weight: this tensor is not part of"));
+  EXPECT_THAT(LoadError(tensors),
+              HasSubstr("model.gate_projections.0.weight: this tensor is not part of"));
 
   tensors = tensors_;
-  std::erase_if(tensors, [](const BuiltTensor& t) { return t.name == "model.layers.3.mlp.up_proj.weight"; });
-  EXPECT_THAT(LoadError(tensors), HasSubstr("model.layers.3.mlp.up_proj.weight: expected this tensor"));
+  std::erase_if(tensors,
+                [](const BuiltTensor& t) { return t.name == "model.layers.3.mlp.up_proj.weight"; });
+  EXPECT_THAT(LoadError(tensors),
+              HasSubstr("model.layers.3.mlp.up_proj.weight: expected this tensor"));
 
   tensors = tensors_;
   std::swap(Find(tensors, "model.layers.1.mlp.down_proj.weight").shape[0],
@@ -225,18 +234,21 @@ TEST_F(Checkpoints, EachTensorIsAccountedFor) {
 
   tensors = tensors_;
   Find(tensors, "model.norm.weight").dtype = "I32";
-  EXPECT_THAT(LoadError(tensors), HasSubstr("model.norm.weight: expected F32, F16 or BF16, got I32"));
+  EXPECT_THAT(LoadError(tensors),
+              HasSubstr("model.norm.weight: expected F32, F16 or BF16, got I32"));
 
   tensors = tensors_;
   BuiltTensor& k = Find(tensors, "model.layers.0.self_attn.k_proj.weight");
   k.dtype = "F16";
   k.bytes.resize(k.bytes.size() / 2);
-  EXPECT_THAT(LoadError(tensors), HasSubstr("model.layers.0.self_attn.k_proj.weight: expected F32"));
+  EXPECT_THAT(LoadError(tensors),
+              HasSubstr("model.layers.0.self_attn.k_proj.weight: expected F32"));
 }
 
 TEST_F(Checkpoints, WhatNothingReadsMayBeThere) {
   std::vector<BuiltTensor> tensors = tensors_;
-  tensors.push_back({.name = "model.layers.0.self_attn.rotary_emb.inv_freq", .shape = {0}, .bytes = {}});
+  tensors.push_back(
+      {.name = "model.layers.0.self_attn.rotary_emb.inv_freq", .shape = {0}, .bytes = {}});
   WriteSingle(tensors);
   EXPECT_TRUE(Load(*Checkpoint::Open(directory_), 1, 1, 0).ok());
   spec_.tied_head = true;  // lm_head.weight is then a copy that is not read
@@ -260,18 +272,22 @@ TEST_F(Checkpoints, SlicesAreThoseOfThePlan) {
 
   ASSERT_EQ(w.qkv.rows, (2 + 1 + 1) * 8);
   EXPECT_EQ(FloatsOf(w.qkv)[0], ValueOf(tensors_, layer + "self_attn.q_proj.weight", 32, 0));
-  EXPECT_EQ(FloatsOf(w.qkv)[16 * 32 + 5], ValueOf(tensors_, layer + "self_attn.k_proj.weight", 8, 5));
-  EXPECT_EQ(FloatsOf(w.qkv)[24 * 32 + 7], ValueOf(tensors_, layer + "self_attn.v_proj.weight", 8, 7));
+  EXPECT_EQ(FloatsOf(w.qkv)[16 * 32 + 5],
+            ValueOf(tensors_, layer + "self_attn.k_proj.weight", 8, 5));
+  EXPECT_EQ(FloatsOf(w.qkv)[24 * 32 + 7],
+            ValueOf(tensors_, layer + "self_attn.v_proj.weight", 8, 7));
   const float* bias = static_cast<const float*>(w.qkv_bias.bytes.data());
   EXPECT_EQ(bias[17], ValueOf(tensors_, layer + "self_attn.k_proj.bias", 9, 0));
 
   ASSERT_EQ(w.down.cols, 26);
-  EXPECT_EQ(FloatsOf(w.down)[3 * 26 + 4], ValueOf(tensors_, layer + "mlp.down_proj.weight", 3, 52 + 4));
+  EXPECT_EQ(FloatsOf(w.down)[3 * 26 + 4],
+            ValueOf(tensors_, layer + "mlp.down_proj.weight", 3, 52 + 4));
   EXPECT_THAT(w.down.segment_ends, testing::ElementsAre(13, 26));
   ASSERT_EQ(w.gate_up.rows, 52);
   EXPECT_EQ(FloatsOf(w.gate_up)[26 * 32], ValueOf(tensors_, layer + "mlp.up_proj.weight", 52, 0));
   EXPECT_EQ(w.attention_out.cols, 16);
-  EXPECT_EQ(FloatsOf(w.attention_out)[16], ValueOf(tensors_, layer + "self_attn.o_proj.weight", 1, 32));
+  EXPECT_EQ(FloatsOf(w.attention_out)[16],
+            ValueOf(tensors_, layer + "self_attn.o_proj.weight", 1, 32));
   EXPECT_EQ(w.q_norm.size, 8);
 
   EXPECT_FALSE(loaded->embedding.has_value());
@@ -289,7 +305,8 @@ TEST_F(Checkpoints, RanksTogetherReadEachShardedByteOnce) {
   const int64_t whole = Load(checkpoint, 1, 1, 0)->checkpoint_bytes_read;
   EXPECT_EQ(whole, checkpoint.data_bytes());
   int64_t sum = 0;
-  for (int32_t rank = 0; rank < 4; ++rank) sum += Load(checkpoint, 2, 2, rank)->checkpoint_bytes_read;
+  for (int32_t rank = 0; rank < 4; ++rank)
+    sum += Load(checkpoint, 2, 2, rank)->checkpoint_bytes_read;
   EXPECT_EQ(sum, whole + replicated + 4 * 32);  // final norm
 }
 
@@ -328,8 +345,8 @@ TEST(Floats, EveryHalfIsExact) {
       EXPECT_EQ(std::isnan(out[0]), fraction != 0) << bits;
       continue;
     }
-    const double expected = exponent == 0 ? std::ldexp(fraction, -24)
-                                          : std::ldexp(1024.0 + fraction, exponent - 25);
+    const double expected =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024.0 + fraction, exponent - 25);
     ASSERT_EQ(out[0], static_cast<float>(sign * expected)) << bits;
   }
 }

@@ -88,8 +88,8 @@ std::vector<std::vector<float>> RunStep(RankState& rank, const Model& model,
   ops::Ops& ops = rank.backend->ops();
   lane.Rewind();
   ops.PrepareAttention(lane, batch, model.layers->heads());
-  const TensorView hidden = lane.Scratch(
-      ops.activation_dtype(), Shape{batch.num_tokens, rank.weights.spec.width});
+  const TensorView hidden =
+      lane.Scratch(ops.activation_dtype(), Shape{batch.num_tokens, rank.weights.spec.width});
   const int stage = rank.group->place().stage;
   if (model.embedding.has_value()) {
     model.embedding->Apply(lane, batch, hidden);
@@ -124,11 +124,12 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   const HarnessOptions& options = shared.options;
   RankState rank;
   ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend("cpu", {.num_threads = options.num_threads}));
-  ASSIGN_OR_RETURN(rank.weights,
-                   weights::LoadShard(shared.checkpoint, shared.spec, shared.plan,
-                                      {.rank = self, .positions = options.positions,
-                                       .progress = {}, .cancelled = {}},
-                                      rank.backend->packer()));
+  ASSIGN_OR_RETURN(
+      rank.weights,
+      weights::LoadShard(
+          shared.checkpoint, shared.spec, shared.plan,
+          {.rank = self, .positions = options.positions, .progress = {}, .cancelled = {}},
+          rank.backend->packer()));
   comm::ProcessGroup::Options join;
   join.kind = comm::ProcessGroup::Kind::kThreads;
   join.self = self;
@@ -144,14 +145,15 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   const int32_t num_blocks = rank.stride * options.num_slots;
   for (int32_t i = 0; i < num_blocks; ++i) rank.block_table.push_back(num_blocks - 1 - i);
   const plan::Shard& shard = rank.weights.shard;
-  const kv::KvLayout layout{.num_layers = shard.layers.size(), .tokens_per_block = kTokensPerBlock,
-                            .kv_heads = shard.kv_heads.size(), .head_dim = shared.spec.head_dim};
+  const kv::KvLayout layout{.num_layers = shard.layers.size(),
+                            .tokens_per_block = kTokensPerBlock,
+                            .kv_heads = shard.kv_heads.size(),
+                            .head_dim = shared.spec.head_dim};
   ASSIGN_OR_RETURN(const kv::KvCache cache,
                    kv::KvCache::Make(rank.backend->device(), layout, num_blocks));
   ASSIGN_OR_RETURN(
       const Model model,
-      MakeModel(rank.weights,
-                {.ops = &rank.backend->ops(), .tensor_group = &rank.group->tensor()},
+      MakeModel(rank.weights, {.ops = &rank.backend->ops(), .tensor_group = &rank.group->tensor()},
                 {.head_chunk_samples = options.head_chunk_samples}));
   HarnessLogits logits;
   for (const HarnessStep& step : shared.steps) {
@@ -163,26 +165,23 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
 
 }  // namespace
 
-absl::StatusOr<HarnessLogits> RunModel(const std::string& directory,
-                                       const HarnessOptions& options,
+absl::StatusOr<HarnessLogits> RunModel(const std::string& directory, const HarnessOptions& options,
                                        const std::vector<HarnessStep>& steps) {
   ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(directory));
   ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::Checkpoint::Open(directory));
   ASSIGN_OR_RETURN(const plan::Topology topology,
                    plan::Topology::Make(options.stages, options.shards));
-  ASSIGN_OR_RETURN(const plan::ShardPlan plan,
-                   plan::ShardPlan::Make(spec, topology, options.plan));
+  ASSIGN_OR_RETURN(const plan::ShardPlan plan, plan::ShardPlan::Make(spec, topology, options.plan));
   launch::InMemoryRendezvous meet;
   comm::ThreadHub hub;
   const Shared shared{checkpoint, spec, plan, options, steps, meet, hub};
-  std::vector<absl::StatusOr<HarnessLogits>> results(
-      static_cast<size_t>(topology.world_size()), absl::UnknownError("did not run"));
+  std::vector<absl::StatusOr<HarnessLogits>> results(static_cast<size_t>(topology.world_size()),
+                                                     absl::UnknownError("did not run"));
   {
     std::vector<std::jthread> ranks;
     for (int32_t rank = 0; rank < topology.world_size(); ++rank) {
-      ranks.emplace_back([&, rank] {
-        results[static_cast<size_t>(rank)] = RunRank(shared, Rank{rank});
-      });
+      ranks.emplace_back(
+          [&, rank] { results[static_cast<size_t>(rank)] = RunRank(shared, Rank{rank}); });
     }
   }
   for (const absl::StatusOr<HarnessLogits>& result : results) RETURN_IF_ERROR(result.status());
@@ -194,12 +193,14 @@ std::vector<HarnessStep> ForcedSteps(const std::vector<int32_t>& prompt,
   std::vector<HarnessStep> steps;
   for (size_t begin = 0; begin < prompt.size(); begin += chunk) {
     const size_t end = std::min(prompt.size(), begin + chunk);
-    steps.push_back({{.slot = 0, .first_position = static_cast<int32_t>(begin),
+    steps.push_back({{.slot = 0,
+                      .first_position = static_cast<int32_t>(begin),
                       .tokens = {prompt.begin() + static_cast<int64_t>(begin),
                                  prompt.begin() + static_cast<int64_t>(end)}}});
   }
   for (size_t i = 0; i + 1 < forced.size(); ++i) {
-    steps.push_back({{.slot = 0, .first_position = static_cast<int32_t>(prompt.size() + i),
+    steps.push_back({{.slot = 0,
+                      .first_position = static_cast<int32_t>(prompt.size() + i),
                       .tokens = {forced[i]}}});
   }
   return steps;

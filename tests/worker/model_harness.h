@@ -1,4 +1,5 @@
-// Runs whole models by hand, without plans, sampling or gRPC: tokens in, logits out, on any layout of ranks as threads.
+// Runs whole models by hand, without plans, sampling or gRPC: tokens in, logits out, on any layout
+// of ranks as threads.
 #pragma once
 
 #include <cstdint>
@@ -22,20 +23,19 @@ struct HarnessOptions {
   int32_t stages = 1;
   int32_t shards = 1;
   plan::PlanOptions plan = {};
-  int32_t num_threads = 1;        // of each rank
+  int32_t num_threads = 1;  // of each rank
   int32_t num_slots = 4;
-  int64_t positions = 512;        // of the longest sequence
-  int64_t head_chunk_samples = 3; // small, so that tests cross chunks
+  int64_t positions = 512;         // of the longest sequence
+  int64_t head_chunk_samples = 3;  // small, so that tests cross chunks
 };
 
 // logits[step][row][token], padded rows cut off. The first error of any rank.
 using HarnessLogits = std::vector<std::vector<std::vector<float>>>;
-absl::StatusOr<HarnessLogits> RunModel(const std::string& directory,
-                                       const HarnessOptions& options,
+absl::StatusOr<HarnessLogits> RunModel(const std::string& directory, const HarnessOptions& options,
                                        const std::vector<HarnessStep>& steps);
 
-// The prompt in chunks of at most `chunk` tokens, then each of `forced` as a step of its own but the last: the last step of
-// the prompt and all after it ask what follows. Slot 0.
+// The prompt in chunks of at most `chunk` tokens, then each of `forced` as a step of its own but
+// the last: the last step of the prompt and all after it ask what follows. Slot 0.
 std::vector<HarnessStep> ForcedSteps(const std::vector<int32_t>& prompt,
                                      const std::vector<int32_t>& forced, size_t chunk);
 

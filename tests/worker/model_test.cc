@@ -1,4 +1,5 @@
-// Layout must not change meaning: whatever the ranks, the chunks and the company, the logits have the same bits.
+// Layout must not change meaning: whatever the ranks, the chunks and the company, the logits have
+// the same bits.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,17 +23,21 @@ struct ModelCase {
 };
 
 std::vector<ModelCase> Cases() {
-  const Json llama3 = Json::MakeObject({{"rope_type", "llama3"}, {"factor", 8.0},
-                                        {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+  const Json llama3 = Json::MakeObject({{"rope_type", "llama3"},
+                                        {"factor", 8.0},
+                                        {"low_freq_factor", 1.0},
+                                        {"high_freq_factor", 4.0},
                                         {"original_max_position_embeddings", 64}});
-  const Json yarn = Json::MakeObject({{"type", "yarn"}, {"factor", 4.0},
-                                      {"original_max_position_embeddings", 128}});
+  const Json yarn = Json::MakeObject(
+      {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 128}});
   return {
       {"Llama", ModelSpec::Family::kLlama, {}},
-      {"LlamaWithBiases", ModelSpec::Family::kLlama,
+      {"LlamaWithBiases",
+       ModelSpec::Family::kLlama,
        {{"attention_bias", true}, {"mlp_bias", true}, {"rope_scaling", llama3}}},
       {"LlamaTiedBf16", ModelSpec::Family::kLlama, {{"tie_word_embeddings", true}}, "BF16"},
-      {"LlamaOddSegments", ModelSpec::Family::kLlama,
+      {"LlamaOddSegments",
+       ModelSpec::Family::kLlama,
        {{"intermediate_size", 100}, {"num_attention_heads", 4}, {"head_dim", 10}}},
       {"Qwen2", ModelSpec::Family::kQwen2, {{"rope_scaling", yarn}}, "F16"},
       {"Qwen3", ModelSpec::Family::kQwen3, {}},
@@ -66,7 +71,9 @@ std::vector<int32_t> Tokens(int32_t count, int32_t salt) {
 }
 
 // Of the last row, so that steps of the prompt compare too.
-std::vector<float> Last(const HarnessLogits& logits) { return logits.back().back(); }
+std::vector<float> Last(const HarnessLogits& logits) {
+  return logits.back().back();
+}
 
 // Numbers that say something: finite, spread out, and not the same after each token.
 void ExpectAlive(const HarnessLogits& logits) {
@@ -88,9 +95,9 @@ TEST_P(EachModel, EveryLayoutGivesTheSameBits) {
   ASSERT_EQ(alone.size(), 5u);
   ExpectAlive(alone);
   int layouts = 0;
-  for (const auto& [stages, shards] : {std::pair{1, 2}, std::pair{1, 4}, std::pair{1, 8},
-                                       std::pair{2, 1}, std::pair{2, 2}, std::pair{4, 1},
-                                       std::pair{3, 2}}) {
+  for (const auto& [stages, shards] :
+       {std::pair{1, 2}, std::pair{1, 4}, std::pair{1, 8}, std::pair{2, 1}, std::pair{2, 2},
+        std::pair{4, 1}, std::pair{3, 2}}) {
     const absl::StatusOr<ModelSpec> spec = plan::ReadModelSpec(directory_);
     if (spec->num_query_heads % shards != 0 || spec->ffn_width % shards != 0) continue;
     EXPECT_EQ(Run({.stages = stages, .shards = shards}, steps), alone)

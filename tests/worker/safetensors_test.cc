@@ -1,4 +1,5 @@
-// The files that the format's reference reader refuses are refused here, with file and tensor named.
+// The files that the format's reference reader refuses are refused here, with file and tensor
+// named.
 #include "worker/weights/safetensors.h"
 
 #include <gmock/gmock.h>
@@ -16,10 +17,9 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr std::string_view kTwo =
-    R"({"__metadata__":{"format":"pt"},)"
-    R"("b":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},)"
-    R"("a":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]}})";
+constexpr std::string_view kTwo = R"({"__metadata__":{"format":"pt"},)"
+                                  R"("b":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},)"
+                                  R"("a":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]}})";
 
 std::string Refusal(std::string_view header, int64_t data_bytes) {
   const absl::StatusOr<std::vector<TensorEntry>> tensors =
@@ -30,7 +30,8 @@ std::string Refusal(std::string_view header, int64_t data_bytes) {
 
 // One tensor "t" with this dtype, shape and offsets.
 std::string One(std::string_view dtype, std::string_view shape, std::string_view offsets) {
-  return fmt::format(R"({{"t":{{"dtype":"{}","shape":{},"data_offsets":{}}}}})", dtype, shape, offsets);
+  return fmt::format(R"({{"t":{{"dtype":"{}","shape":{},"data_offsets":{}}}}})", dtype, shape,
+                     offsets);
 }
 
 TEST(Safetensors, ReadsEntriesInOrderOfName) {
@@ -71,7 +72,8 @@ TEST(Safetensors, RefusesSizesThatDoNotFitTypeAndShape) {
   EXPECT_THAT(Refusal(One("F32", "[-1]", "[0,4]"), 4), HasSubstr("t: expected shape"));
   EXPECT_THAT(Refusal(One("F32", "[1.5]", "[0,4]"), 4), HasSubstr("t: expected shape"));
   EXPECT_THAT(Refusal(One("F32", "4", "[0,4]"), 4), HasSubstr("t: expected shape"));
-  EXPECT_THAT(Refusal(R"({"t":{"dtype":"U8","data_offsets":[0,1]}})", 1), HasSubstr("t: expected shape"));
+  EXPECT_THAT(Refusal(R"({"t":{"dtype":"U8","data_offsets":[0,1]}})", 1),
+              HasSubstr("t: expected shape"));
   EXPECT_THAT(Refusal(R"({"t":[]})", 0), HasSubstr("t: expected an object"));
   EXPECT_THAT(Refusal(R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1}})", 1),
               HasSubstr("t: unknown key 'x'"));
@@ -100,7 +102,8 @@ TEST(Safetensors, RefusesHeadersThatAreNoObjectOfDistinctTensors) {
 TEST(Safetensors, AHundredThousandTensorsAreReadAndOneMoreIsRefused) {
   std::string header = "{";
   for (int i = 0; i < limits::kMaxTensorsPerFile; ++i) {
-    header += fmt::format(R"("{}":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}},)", i, i, i + 1);
+    header +=
+        fmt::format(R"("{}":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}},)", i, i, i + 1);
   }
   std::string most = header;
   most.back() = '}';
@@ -145,7 +148,8 @@ TEST_F(SafetensorsFiles, EveryTruncationIsRefusedByName) {
 }
 
 TEST_F(SafetensorsFiles, RefusesHeaderLengthsBeyondTheFile) {
-  for (const uint64_t length : {uint64_t{1} << 63, ~uint64_t{0}, uint64_t{100}, uint64_t{100'000'001}}) {
+  for (const uint64_t length :
+       {uint64_t{1} << 63, ~uint64_t{0}, uint64_t{100}, uint64_t{100'000'001}}) {
     std::string bytes = "        {}";
     std::memcpy(bytes.data(), &length, sizeof length);
     EXPECT_THAT(Message(Open(bytes)), HasSubstr("expected a header of at most"));

@@ -34,7 +34,9 @@ Decoder BindDecoder(const weights::ShardWeights& weights, Tools tools) {
 
 DecoderScratch MakeScratch(const Decoder& decoder, Lane& lane, int64_t num_tokens) {
   const DType dtype = decoder.ops->activation_dtype();
-  const auto take = [&](int64_t columns) { return lane.Scratch(dtype, Shape{num_tokens, columns}); };
+  const auto take = [&](int64_t columns) {
+    return lane.Scratch(dtype, Shape{num_tokens, columns});
+  };
   DecoderScratch s;
   s.h = take(decoder.width);
   s.qkv = take(decoder.heads.columns());

@@ -57,8 +57,7 @@ void VocabHead::Apply(Lane& lane, const ops::StepBatch& batch, ConstTensorView h
     const TensorView normed = lane.Scratch(hidden.dtype, Shape{end - begin, width});
     tools_.ops->GatherRows(lane, hidden, batch.sample_tokens + begin, picked);
     tools_.ops->RmsNorm(lane, picked, norm_.gain, norm_.epsilon, normed);
-    const TensorView all =
-        lane.Scratch(DType::kF32, Shape{shards, end - begin, table_->rows});
+    const TensorView all = lane.Scratch(DType::kF32, Shape{shards, end - begin, table_->rows});
     TensorView part = {all.data, DType::kF32, Shape{end - begin, table_->rows}};
     if (shards > 1) part = lane.Scratch(DType::kF32, part.shape);
     tools_.ops->MatMul(lane, normed, *table_, part);
@@ -70,8 +69,7 @@ void VocabHead::Apply(Lane& lane, const ops::StepBatch& batch, ConstTensorView h
 int64_t VocabHead::ScratchBytes() const {
   const int64_t shards = tools_.tensor_group->size();
   const int64_t logits = chunk_samples_ * table_->rows * SizeOf(DType::kF32);
-  const int64_t hidden =
-      chunk_samples_ * table_->cols * SizeOf(tools_.ops->activation_dtype());
+  const int64_t hidden = chunk_samples_ * table_->cols * SizeOf(tools_.ops->activation_dtype());
   return (shards > 1 ? shards + 1 : 1) * logits + 2 * hidden + 4 * 64;
 }
 

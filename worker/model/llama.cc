@@ -1,6 +1,8 @@
-// Llama, on a page. Mistral, IQuest-Coder, DeepSeek-Coder and Qwen2 are the same: biases and frequencies are data.
+// Llama, on a page. Mistral, IQuest-Coder, DeepSeek-Coder and Qwen2 are the same: biases and
+// frequencies are data.
 //
-// Letters: T tokens, E width; held here: H / G query / key-value heads of D each, F feed-forward columns.
+// Letters: T tokens, E width; held here: H / G query / key-value heads of D each, F feed-forward
+// columns.
 #include "worker/model/decoder.h"
 #include "worker/model/model.h"
 
@@ -17,17 +19,17 @@ class LlamaLayers final : public LayerStack {
     const int64_t watermark = lane.SaveScratch();
     const DecoderScratch s = MakeScratch(d_, lane, batch.num_tokens);
     const Norm& first = d_.layers[0].attention_norm;
-    ops.RmsNorm(lane, x, first.gain, first.epsilon, s.h);                        // [T, E]
+    ops.RmsNorm(lane, x, first.gain, first.epsilon, s.h);  // [T, E]
     for (size_t i = 0; i < d_.layers.size(); ++i) {
       const DecoderLayer& w = d_.layers[i];
       const ops::LayerKv& kv = cache.Layer(static_cast<int64_t>(i));
-      w.qkv.Apply(lane, batch, s.h, s.qkv);                                      // [T, (H + 2G) D]
+      w.qkv.Apply(lane, batch, s.h, s.qkv);  // [T, (H + 2G) D]
       ops.RotateAndStore(lane, batch, d_.heads, d_.rope, s.qkv, kv);
-      ops.Attend(lane, batch, d_.heads, s.qkv, kv, d_.scale, s.attended);        // [T, H D]
+      ops.Attend(lane, batch, d_.heads, s.qkv, kv, d_.scale, s.attended);  // [T, H D]
       w.attention_out.ApplySumAddNorm(lane, batch, s.attended, {x, w.ffn_norm, s.h});
 
-      w.gate_up.Apply(lane, batch, s.h, s.gate_up);                              // [T, 2F]
-      ops.SiluGate(lane, s.gate_up, s.gated);                                    // [T, F]
+      w.gate_up.Apply(lane, batch, s.h, s.gate_up);  // [T, 2F]
+      ops.SiluGate(lane, s.gate_up, s.gated);        // [T, F]
       w.down.ApplySumAddNorm(lane, batch, s.gated, {x, d_.NormAfter(i), s.h});
     }
     lane.RestoreScratch(watermark);

@@ -19,7 +19,8 @@ namespace polyreme::model {
 class LayerStack {
  public:
   virtual ~LayerStack() = default;
-  // hidden [T, E], of ops.activation_dtype(). ops.PrepareAttention has been called for this batch with heads().
+  // hidden [T, E], of ops.activation_dtype(). ops.PrepareAttention has been called for this batch
+  // with heads().
   virtual void Forward(Lane& lane, const ops::StepBatch& batch, const kv::KvCache& cache,
                        TensorView hidden) const = 0;
   virtual const ops::HeadLayout& heads() const = 0;
@@ -29,16 +30,16 @@ class LayerStack {
 
 struct Model {
   std::unique_ptr<LayerStack> layers;
-  std::optional<VocabEmbedding> embedding;   // first stage
-  std::optional<VocabHead> head;             // last stage
+  std::optional<VocabEmbedding> embedding;  // first stage
+  std::optional<VocabHead> head;            // last stage
 };
 
 struct ModelOptions {
-  int64_t head_chunk_samples = 64;           // see VocabHead
+  int64_t head_chunk_samples = 64;  // see VocabHead
 };
 
-// Binds weights, ops and group, all of which outlive the result. Unimplemented names a family that is in no row of the
-// table.
+// Binds weights, ops and group, all of which outlive the result. Unimplemented names a family that
+// is in no row of the table.
 absl::StatusOr<Model> MakeModel(const weights::ShardWeights& weights, Tools tools,
                                 const ModelOptions& options);
 

@@ -108,8 +108,7 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& directory) {
   WeightMap index;
   if (!FileExists(directory + "/" + names[0])) {
     const std::string path = directory + "/" + std::string(kIndexFile);
-    const absl::StatusOr<std::string> text =
-        ReadFile(path, limits::kMaxSafetensorsHeaderBytes);
+    const absl::StatusOr<std::string> text = ReadFile(path, limits::kMaxSafetensorsHeaderBytes);
     if (absl::IsNotFound(text.status())) {
       return NotFound("{}: expected {} or {}", directory, kSingleFile, kIndexFile);
     }

@@ -14,7 +14,9 @@ T LoadUnaligned(const std::byte* from) {
   return value;
 }
 
-float FromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+float FromBf16(uint16_t bits) {
+  return std::bit_cast<float>(uint32_t{bits} << 16);
+}
 
 // 1 sign bit, 5 of exponent, 10 of fraction.
 float FromF16(uint16_t bits) {

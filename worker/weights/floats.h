@@ -1,4 +1,5 @@
-// Stored floats as float32: for the vectors of a checkpoint (norms, biases), which every backend holds in float32.
+// Stored floats as float32: for the vectors of a checkpoint (norms, biases), which every backend
+// holds in float32.
 #pragma once
 
 #include <cstddef>

@@ -23,10 +23,10 @@ struct StoredType {
   int64_t bits;
 };
 constexpr StoredType kStoredTypes[] = {
-    {"BOOL", 8},    {"U8", 8},       {"I8", 8},       {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8},
-    {"I16", 16},    {"U16", 16},     {"F16", 16},     {"BF16", 16},   {"I32", 32},    {"U32", 32},
-    {"F32", 32},    {"C64", 64},     {"F64", 64},     {"I64", 64},    {"U64", 64},    {"F4", 4},
-    {"F6_E2M3", 6}, {"F6_E3M2", 6},
+    {"BOOL", 8},    {"U8", 8},   {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
+    {"F8_E8M0", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16},    {"BF16", 16},
+    {"I32", 32},    {"U32", 32}, {"F32", 32}, {"C64", 64},    {"F64", 64},
+    {"I64", 64},    {"U64", 64}, {"F4", 4},   {"F6_E2M3", 6}, {"F6_E3M2", 6},
 };
 
 // Bytes that a tensor of this type and shape takes; DataLoss on overflow or half a byte.
@@ -123,7 +123,9 @@ absl::Status CheckMetadata(const Json& metadata) {
   return strings ? absl::OkStatus() : DataLoss("__metadata__: expected an object of strings");
 }
 
-std::string ErrorText(int error) { return std::generic_category().message(error); }
+std::string ErrorText(int error) {
+  return std::generic_category().message(error);
+}
 
 int64_t ChangedAt(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;

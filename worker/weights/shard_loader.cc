@@ -1,5 +1,6 @@
-// Fused weights are stacked row by row straight from the mapped files: q, k and v of this rank's heads; gate and up of its
-// columns. What is summed over shards is cut by columns, and carries the segments of its sum.
+// Fused weights are stacked row by row straight from the mapped files: q, k and v of this rank's
+// heads; gate and up of its columns. What is summed over shards is cut by columns, and carries the
+// segments of its sum.
 #include "worker/weights/shard_loader.h"
 
 #include <algorithm>
@@ -83,8 +84,8 @@ absl::StatusOr<Weight> Loader::StackRows(absl::Span<const Part> parts) {
   for (const Part& part : parts) {
     const Checkpoint::Tensor& tensor = Get(part.name);
     if (TypeOf(tensor) != source.dtype) {
-      return InvalidArgument("{}: expected {} as {} is, got {}", tensor.Where(),
-                             first.entry->dtype, first.entry->name, tensor.entry->dtype);
+      return InvalidArgument("{}: expected {} as {} is, got {}", tensor.Where(), first.entry->dtype,
+                             first.entry->name, tensor.entry->dtype);
     }
     const int64_t stride = source.cols * SizeOf(source.dtype);
     source.blocks.push_back({.data = tensor.data() + part.rows.begin * stride,
@@ -117,9 +118,8 @@ absl::StatusOr<Weight> Loader::PaddedRows(std::string_view name, Range rows) {
   const int64_t begin = std::min(rows.begin, tensor.entry->shape[0]);
   const int64_t end = std::min(rows.end, tensor.entry->shape[0]);
   if (begin < end) {
-    source.blocks.push_back({.data = tensor.data() + begin * stride,
-                             .rows = end - begin,
-                             .row_stride_bytes = stride});
+    source.blocks.push_back(
+        {.data = tensor.data() + begin * stride, .rows = end - begin, .row_stride_bytes = stride});
   }
   if (end - begin < rows.size()) {
     source.blocks.push_back(
@@ -158,8 +158,8 @@ absl::StatusOr<Vector> Loader::WholeVector(std::string_view name) {
 
 // The axes of one rank, as rows and columns of its tensors.
 struct Slices {
-  Range query, kv, ffn;                                  // rows of q; of k and v; of gate and up
-  std::vector<int64_t> query_segments, ffn_segments;     // of o's and down's sums
+  Range query, kv, ffn;                               // rows of q; of k and v; of gate and up
+  std::vector<int64_t> query_segments, ffn_segments;  // of o's and down's sums
 };
 
 Slices SlicesOf(const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank rank) {
@@ -169,12 +169,12 @@ Slices SlicesOf(const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank r
   const auto in_rows = [&](Range heads) {
     return Range{heads.begin * spec.head_dim, heads.end * spec.head_dim};
   };
-  return {.query = in_rows(shard.query_heads),
-          .kv = in_rows(shard.kv_heads),
-          .ffn = shard.ffn_columns,
-          .query_segments =
-              plan::SumSegmentEnds(spec.num_query_heads * spec.head_dim, shards, index),
-          .ffn_segments = plan::SumSegmentEnds(spec.ffn_width, shards, index)};
+  return {
+      .query = in_rows(shard.query_heads),
+      .kv = in_rows(shard.kv_heads),
+      .ffn = shard.ffn_columns,
+      .query_segments = plan::SumSegmentEnds(spec.num_query_heads * spec.head_dim, shards, index),
+      .ffn_segments = plan::SumSegmentEnds(spec.ffn_width, shards, index)};
 }
 
 absl::StatusOr<LayerWeights> LoadLayer(const plan::ModelSpec& spec, const Slices& slices,
@@ -202,8 +202,8 @@ absl::StatusOr<LayerWeights> LoadLayer(const plan::ModelSpec& spec, const Slices
   ASSIGN_OR_RETURN(w.ffn_norm, loader.WholeVector(name("post_attention_layernorm.weight")));
   ASSIGN_OR_RETURN(w.gate_up, loader.StackRows({{name("mlp.gate_proj.weight"), slices.ffn},
                                                 {name("mlp.up_proj.weight"), slices.ffn}}));
-  ASSIGN_OR_RETURN(w.down, loader.CutColumns(name("mlp.down_proj.weight"), slices.ffn,
-                                             slices.ffn_segments));
+  ASSIGN_OR_RETURN(
+      w.down, loader.CutColumns(name("mlp.down_proj.weight"), slices.ffn, slices.ffn_segments));
   if (spec.mlp_bias) {
     ASSIGN_OR_RETURN(w.gate_up_bias, loader.JoinVectors({{name("mlp.gate_proj.bias"), slices.ffn},
                                                          {name("mlp.up_proj.bias"), slices.ffn}}));
@@ -220,9 +220,8 @@ absl::Status LoadTables(const plan::ModelSpec& spec, Loader& loader, ShardWeight
   if (!shard.has_head) return absl::OkStatus();
   ASSIGN_OR_RETURN(weights.final_norm, loader.WholeVector(kFinalNormName));
   if (spec.tied_head && shard.has_embedding) return absl::OkStatus();
-  ASSIGN_OR_RETURN(weights.own_head,
-                   loader.PaddedRows(spec.tied_head ? kEmbeddingName : kHeadName,
-                                     shard.vocab_rows));
+  ASSIGN_OR_RETURN(weights.own_head, loader.PaddedRows(spec.tied_head ? kEmbeddingName : kHeadName,
+                                                       shard.vocab_rows));
   return absl::OkStatus();
 }
 
@@ -282,8 +281,8 @@ absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan:
     ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(spec, slices, layer, loader));
     weights.layers.push_back(std::move(w));
   }
-  ASSIGN_OR_RETURN(weights.rope, loader.Upload(plan::RopeTable(spec.rope, spec.head_dim,
-                                                               options.positions)));
+  ASSIGN_OR_RETURN(weights.rope,
+                   loader.Upload(plan::RopeTable(spec.rope, spec.head_dim, options.positions)));
   RETURN_IF_ERROR(checkpoint.CheckUnchanged());
   weights.checkpoint_bytes_read = loader.bytes_read();
   if (options.progress) options.progress(weights.shard.weight_bytes, weights.shard.weight_bytes);
@@ -302,14 +301,15 @@ int64_t ShardWeights::ffn_bytes() const {
   return bytes;
 }
 
-int64_t ShardWeights::table_bytes() const { return BytesOf(embedding) + BytesOf(own_head); }
+int64_t ShardWeights::table_bytes() const {
+  return BytesOf(embedding) + BytesOf(own_head);
+}
 
 int64_t ShardWeights::vector_bytes() const {
   int64_t bytes = final_norm.bytes.bytes() + rope.bytes.bytes();
   for (const LayerWeights& w : layers) {
-    for (const Vector* vector :
-         {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm, &w.qkv_bias, &w.attention_out_bias,
-          &w.gate_up_bias, &w.down_bias}) {
+    for (const Vector* vector : {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm, &w.qkv_bias,
+                                 &w.attention_out_bias, &w.gate_up_bias, &w.down_bias}) {
       bytes += vector->bytes.bytes();
     }
   }

@@ -1,8 +1,9 @@
-// Loads one rank's part of a checkpoint: only its slices, each tensor of the checkpoint accounted for.
+// Loads one rank's part of a checkpoint: only its slices, each tensor of the checkpoint accounted
+// for.
 //
-// Every rank checks the names, shapes and types of the whole checkpoint, whatever it holds itself, so that a bad one is
-// refused by all. Tensor names are Hugging Face's: model.layers.3.self_attn.q_proj.weight and so on; all families share
-// them.
+// Every rank checks the names, shapes and types of the whole checkpoint, whatever it holds itself,
+// so that a bad one is refused by all. Tensor names are Hugging Face's:
+// model.layers.3.self_attn.q_proj.weight and so on; all families share them.
 #pragma once
 
 #include <cstdint>
@@ -29,27 +30,29 @@ struct Vector {
 
 // E width, D head width, H / G query / key-value heads held here, F feed-forward columns held here.
 struct LayerWeights {
-  Weight qkv;                // [(H + 2G) D, E]: rows of q, then k, then v
-  Weight attention_out;      // [E, H D], summed over shards
-  Weight gate_up;            // [2F, E]: rows of gate, then up
-  Weight down;               // [E, F], summed over shards
-  Vector attention_norm;     // [E]
-  Vector ffn_norm;           // [E]
-  Vector q_norm, k_norm;     // [D] each, or empty
-  Vector qkv_bias;           // [(H + 2G) D], or empty
-  Vector attention_out_bias; // [E], or empty; to be added once, after the sum
-  Vector gate_up_bias;       // [2F], or empty
-  Vector down_bias;          // [E], or empty; once, after the sum
+  Weight qkv;                 // [(H + 2G) D, E]: rows of q, then k, then v
+  Weight attention_out;       // [E, H D], summed over shards
+  Weight gate_up;             // [2F, E]: rows of gate, then up
+  Weight down;                // [E, F], summed over shards
+  Vector attention_norm;      // [E]
+  Vector ffn_norm;            // [E]
+  Vector q_norm, k_norm;      // [D] each, or empty
+  Vector qkv_bias;            // [(H + 2G) D], or empty
+  Vector attention_out_bias;  // [E], or empty; to be added once, after the sum
+  Vector gate_up_bias;        // [2F], or empty
+  Vector down_bias;           // [E], or empty; once, after the sum
 };
 
 struct ShardWeights {
   plan::ModelSpec spec;
   plan::Shard shard;
-  std::vector<LayerWeights> layers;          // of shard.layers
-  std::optional<Weight> embedding;           // [V, E] on the first stage; V = shard.vocab_rows, padded with zeros
-  std::optional<Weight> own_head;            // [V, E] on the last stage, unless tied and the embedding is here
-  Vector final_norm;                         // [E] on the last stage
-  Vector rope;                               // [positions, D]: plan::RopeTable
+  std::vector<LayerWeights> layers;  // of shard.layers
+  // [V, E]; V = shard.vocab_rows, padded with zeros. The embedding is on the first stage; a head of
+  // its own on the last, unless it is tied and the embedding is there too.
+  std::optional<Weight> embedding;
+  std::optional<Weight> own_head;
+  Vector final_norm;  // [E] on the last stage
+  Vector rope;        // [positions, D]: plan::RopeTable
   int64_t rope_positions = 0;
   int64_t checkpoint_bytes_read = 0;
 
@@ -58,8 +61,8 @@ struct ShardWeights {
   // Bytes on the device.
   int64_t attention_bytes() const;
   int64_t ffn_bytes() const;
-  int64_t table_bytes() const;               // embedding and head
-  int64_t vector_bytes() const;              // norms, biases, rope
+  int64_t table_bytes() const;   // embedding and head
+  int64_t vector_bytes() const;  // norms, biases, rope
   int64_t total_bytes() const {
     return attention_bytes() + ffn_bytes() + table_bytes() + vector_bytes();
   }
@@ -67,20 +70,22 @@ struct ShardWeights {
 
 struct LoadOptions {
   Rank rank;
-  int64_t positions = 0;   // rows of the rope table: the longest sequence to be served
-  // Called after each tensor with bytes read so far and in all (Shard::weight_bytes), and at the end with both equal; may
-  // be empty. Loader's thread.
+  int64_t positions = 0;  // rows of the rope table: the longest sequence to be served
+  // Called after each tensor with bytes read so far and in all (Shard::weight_bytes), and at the
+  // end with both equal; may be empty. Loader's thread.
   std::function<void(int64_t done, int64_t total)> progress;
   // Asked before each layer; true ends the load with Cancelled. May be empty.
   std::function<bool()> cancelled;
 };
 
-// Blocking. InvalidArgument (or DataLoss) names file and tensor: unknown, missing, mis-shaped, mistyped.
+// Blocking. InvalidArgument (or DataLoss) names file and tensor: unknown, missing, mis-shaped,
+// mistyped.
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
                                        const plan::ShardPlan& plan, const LoadOptions& options,
                                        WeightPacker& packer);
 
-// Only the check: every tensor of the model is there with its shape and a float type, and there is no other.
+// Only the check: every tensor of the model is there with its shape and a float type, and there is
+// no other.
 absl::Status CheckCheckpoint(const Checkpoint& checkpoint, const plan::ModelSpec& spec);
 
 }  // namespace polyreme::weights

@@ -25,8 +25,8 @@ std::string LayerTensor(int64_t layer, std::string_view part);
 // Of the whole model, without the head if it is tied.
 std::vector<ExpectedTensor> ExpectedTensors(const plan::ModelSpec& spec);
 
-// Whether a checkpoint may have this tensor though nothing reads it: tables that older exports wrote out, and the copy of
-// the embedding that some write for a tied head.
+// Whether a checkpoint may have this tensor though nothing reads it: tables that older exports
+// wrote out, and the copy of the embedding that some write for a tied head.
 bool IsIgnorable(std::string_view name, const plan::ModelSpec& spec);
 
 }  // namespace polyreme::weights
