@@ -10,6 +10,9 @@
 // bits are the same in a prompt chunk, in a decode step and in any company. Both sums are products
 // of product_kernels.h over a tile of keys turned into panels [position / 16][D][16] and a tile of
 // values as panels [D / 16][position][16].
+//
+// Key-value heads are walked inside a tile, not around the context: a place holds all heads side by
+// side, so memory is read in one direction, which is what the processor reads fastest.
 #pragma once
 
 #include <stdint.h>
@@ -20,6 +23,7 @@
 
 namespace polyreme::backend::cpu {
 
+static_assert(kAttendTaskRows % kLanes == 0, "maxima are also taken sixteen at a time");
 inline constexpr int64_t kTilePanels = kContextTile / kLanes;
 
 template <class V, class Format>
@@ -29,29 +33,47 @@ class Attention {
 
   explicit Attention(const AttendTask& task)
       : task_(task),
-        rows_(task.num_tokens * task.num_heads),
+        head_rows_(task.num_tokens * task.num_heads),
+        rows_(head_rows_ * task.num_kv_heads),
         dim_panels_((task.head_dim + kLanes - 1) / kLanes),
         stride_(dim_panels_ * kLanes) {}
 
   void Run() {
     Begin();
-    const int64_t last = task_.first_position + task_.num_tokens - 1;
-    for (int64_t start = 0; start <= last; start += kContextTile) {
-      const int64_t held = last + 1 - start;
-      LoadTile(start, held < kContextTile ? held : kContextTile);
-      WalkTile(start);
+    const int64_t length = task_.first_position + task_.num_tokens;
+    FindPlaces(0, Held(0, length), next_places_);
+    for (int64_t start = 0; start < length; start += kContextTile) {
+      for (int64_t j = 0; j < kContextTile; ++j) places_[j] = next_places_[j];
+      FindPlaces(start + kContextTile, Held(start + kContextTile, length), next_places_);
+      for (int64_t g = 0; g < task_.num_kv_heads; ++g) {
+        LoadTile(g, Held(start, length));
+        WalkTile(g, start);
+      }
     }
     End();
   }
 
  private:
+  // Row r is a token and a query head of one key-value head: [kv head][token][head].
+  int64_t TokenOf(int64_t r) const { return r % head_rows_ / task_.num_heads; }
+  int64_t HeadOf(int64_t r) const {
+    return r / head_rows_ * task_.num_heads + r % head_rows_ % task_.num_heads;
+  }
+  // How many positions of the tile that begins at `start` row r attends to; may be negative or
+  // beyond the tile.
+  int64_t Reach(int64_t r, int64_t start) const {
+    return task_.first_position + TokenOf(r) + 1 - start;
+  }
+
   void Begin() {
+    for (int64_t r = 0; r < kAttendTaskRows; ++r) {
+      max_[r] = next_max_[r] = -__builtin_inff();
+      sum_[r] = 0.0f;
+    }
     const V scale = V::Broadcast(task_.scale);
     for (int64_t r = 0; r < rows_; ++r) {
-      max_[r] = -__builtin_inff();
-      sum_[r] = 0.0f;
-      const float* from = task_.queries + r / task_.num_heads * task_.query_stride +
-                          r % task_.num_heads * task_.head_dim;
+      const float* from =
+          task_.queries + TokenOf(r) * task_.query_stride + HeadOf(r) * task_.head_dim;
       for (int64_t d = 0; d < stride_; d += kLanes) {
         V::Mul(LoadSome<V>(from + d, task_.head_dim - d), scale).Store(query_ + r * stride_ + d);
         V::Zero().Store(output_ + r * stride_ + d);
@@ -62,8 +84,7 @@ class Attention {
   void End() {
     for (int64_t r = 0; r < rows_; ++r) {
       const V sum = V::Broadcast(sum_[r]);
-      float* to =
-          task_.y + r / task_.num_heads * task_.y_stride + r % task_.num_heads * task_.head_dim;
+      float* to = task_.y + TokenOf(r) * task_.y_stride + HeadOf(r) * task_.head_dim;
       for (int64_t d = 0; d < task_.head_dim; d += kLanes) {
         StoreSome(V::Div(V::Load(output_ + r * stride_ + d), sum), task_.head_dim - d, to + d);
       }
@@ -77,81 +98,138 @@ class Attention {
     return Format::Load(whole);
   }
 
-  // Elements from block 0 to a position's place.
-  int64_t PlaceOf(int64_t position) const {
-    const int64_t block = task_.blocks[position / task_.tokens_per_block];
-    return (block * task_.tokens_per_block + position % task_.tokens_per_block) *
-           task_.place_stride;
+  // Positions that the tile from `start` on holds of a context of `length`.
+  static int64_t Held(int64_t start, int64_t length) {
+    const int64_t left = length > start ? length - start : 0;
+    return left < kContextTile ? left : kContextTile;
   }
 
-  // Brings `held` positions from `start` on to float32: values as they are, keys transposed, 16
-  // by 16.
-  void LoadTile(int64_t start, int64_t held) {
-    const auto* keys = static_cast<const Element*>(task_.keys);
-    const auto* values = static_cast<const Element*>(task_.values);
+  // Elements from block 0 to the places of `held` positions from `start` on. Places behind them
+  // repeat the last one that is known, so that each can be prefetched.
+  void FindPlaces(int64_t start, int64_t held, int64_t* places) const {
+    int64_t block = start / task_.tokens_per_block;
+    int64_t within = start % task_.tokens_per_block;
+    int64_t place = places[kContextTile - 1];
+    for (int64_t j = 0; j < kContextTile; ++j) {
+      if (j < held) {
+        place = (task_.blocks[block] * task_.tokens_per_block + within) * task_.place_stride;
+        if (++within == task_.tokens_per_block) {
+          within = 0;
+          ++block;
+        }
+      }
+      places[j] = place;
+    }
+  }
+
+  // Brings the tile's `held` positions of one head to float32: values as they are, keys transposed,
+  // 16 by 16.
+  void LoadTile(int64_t g, int64_t held) {
+    const auto* keys = static_cast<const Element*>(task_.keys) + g * task_.head_dim;
+    const auto* values = static_cast<const Element*>(task_.values) + g * task_.head_dim;
     for (int64_t j0 = 0; j0 < held; j0 += kLanes) {
       const int64_t n = held - j0 < kLanes ? held - j0 : kLanes;
-      int64_t places[kLanes];
-      for (int64_t j = 0; j < n; ++j) places[j] = PlaceOf(start + j0 + j);
+      const int64_t square_index = g * kTilePanels + j0 / kLanes;
       for (int64_t p = 0; p < dim_panels_; ++p) {
         const int64_t d = p * kLanes;
         const int64_t width = task_.head_dim - d;
-        V square[kLanes];
-        for (int64_t j = 0; j < kLanes; ++j) {
-          square[j] = j < n ? LoadElements(keys + places[j] + d, width) : V::Zero();
-        }
-        V::Transpose(square);
-        for (int64_t i = 0; i < kLanes; ++i)
-          square[i].Store(keys_ + j0 * stride_ + (d + i) * kLanes);
+        Prefetch(square_index * kLanes + kLanes * p / dim_panels_,
+                 square_index * kLanes + kLanes * (p + 1) / dim_panels_);
+        const int64_t* places = places_ + j0;
+        TransposeKeys(keys + d, places, n, width, keys_ + j0 * stride_ + d * kLanes);
+        float* to = values_ + (p * kContextTile + j0) * kLanes;
         for (int64_t j = 0; j < n; ++j) {
-          LoadElements(values + places[j] + d, width)
-              .Store(values_ + (p * kContextTile + j0 + j) * kLanes);
+          LoadElements(values + places[j] + d, width).Store(to + j * kLanes);
         }
       }
     }
   }
 
-  // How many positions of the tile that begins at `start` row r attends to; may be negative or
-  // beyond the tile.
-  int64_t Reach(int64_t r, int64_t start) const {
-    return task_.first_position + r / task_.num_heads + 1 - start;
+  static void TransposeKeys(const Element* keys, const int64_t* places, int64_t n, int64_t width,
+                            float* to) {
+    V square[kLanes];
+    if (n == kLanes && width >= kLanes) {
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLanes; ++j) square[j] = Format::Load(keys + places[j]);
+    } else {
+      for (int64_t j = 0; j < kLanes; ++j) {
+        square[j] = j < n ? LoadElements(keys + places[j], width) : V::Zero();
+      }
+    }
+    V::Transpose(square);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) square[i].Store(to + i * kLanes);
   }
 
-  void WalkTile(int64_t start) {
-    int64_t first = 0;  // rows before it end before this tile
+  // Calls for a part of the next tile while this one is worked on. A unit is one head at one place;
+  // in order of units, memory is touched in one direction.
+  void Prefetch(int64_t first_unit, int64_t last_unit) const {
+    const auto* keys = static_cast<const Element*>(task_.keys);
+    const auto* values = static_cast<const Element*>(task_.values);
+    constexpr int64_t kLineElements = 64 / static_cast<int64_t>(sizeof(Element));
+    for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+      const int64_t at =
+          next_places_[unit / task_.num_kv_heads] + unit % task_.num_kv_heads * task_.head_dim;
+      for (int64_t d = 0; d < task_.head_dim; d += kLineElements) {
+        __builtin_prefetch(keys + at + d, 0, 2);
+        __builtin_prefetch(values + at + d, 0, 2);
+      }
+    }
+  }
+
+  void WalkTile(int64_t g, int64_t start) {
+    const int64_t end = (g + 1) * head_rows_;
+    int64_t first = g * head_rows_;  // rows before it end before this tile
     while (Reach(first, start) <= 0) first += task_.num_heads;
-    const int64_t most = Reach(rows_ - 1, start);
+    const int64_t most = Reach(end - 1, start);
     const int64_t panels = most < kContextTile ? (most + kLanes - 1) / kLanes : kTilePanels;
     RunTiles<V, FormatF32<V>>({query_ + first * stride_, stride_, keys_, stride_ * kLanes,
-                               task_.head_dim, true, scores_ + first * kContextTile, kContextTile},
-                              rows_ - first, panels);
-    for (int64_t r = first; r < rows_; ++r) Soften(r, Reach(r, start));
-    for (int64_t r = first; r < rows_; r += V::kMaxTileRows) {
-      const int64_t left = rows_ - r;
+                               task_.head_dim, true, Scores(first), kContextTile},
+                              end - first, panels);
+    Soften(first, end, start);
+    for (int64_t r = first; r < end; r += V::kMaxTileRows) {
+      const int64_t left = end - r;
       AddValues(r, left < V::kMaxTileRows ? left : V::kMaxTileRows, start);
     }
   }
 
-  // Scores of one row to weights, and what was summed so far to the new maximum.
-  void Soften(int64_t r, int64_t reach) {
-    float* s = scores_ + r * kContextTile;
-    for (int64_t j = reach; j < kContextTile; ++j) s[j] = -__builtin_inff();
-    V most = V::Load(s);
-    for (int64_t j = kLanes; j < kContextTile; j += kLanes) most = V::Max(V::Load(s + j), most);
-    const float tile_max = MaxOfLanes(most);
-    const float next_max = max_[r] > tile_max ? max_[r] : tile_max;
-    const V shift = V::Broadcast(next_max);
+  float* Scores(int64_t r) {
+    return scores_ + r % head_rows_ * kContextTile;
+  }
+
+  // Scores of rows [first, end) to weights, and what was summed so far to the new maxima.
+  void Soften(int64_t first, int64_t end, int64_t start) {
+    for (int64_t r = first; r < end; ++r) {
+      float* s = Scores(r);
+      for (int64_t j = Reach(r, start); j < kContextTile; ++j) s[j] = -__builtin_inff();
+      V most = V::Load(s);
+      for (int64_t j = kLanes; j < kContextTile; j += kLanes) most = V::Max(V::Load(s + j), most);
+      const float tile_max = V::Largest(most);
+      next_max_[r] = max_[r] > tile_max ? max_[r] : tile_max;
+    }
+    // Rows beside [first, end) that share a vector with them: their maxima are equal, and their
+    // decay is not used.
+    for (int64_t r = first / kLanes * kLanes; r < end; r += kLanes) {
+      const V next_max = V::Load(next_max_ + r);
+      Exp(V::Sub(V::Load(max_ + r), next_max)).Store(decay_ + r);
+      next_max.Store(max_ + r);
+    }
+    for (int64_t r = first; r < end; ++r) SoftenRow(r);
+  }
+
+  void SoftenRow(int64_t r) {
+    float* s = Scores(r);
+    const V shift = V::Broadcast(max_[r]);
     V sum = V::Zero();
     for (int64_t j = 0; j < kContextTile; j += kLanes) {
       const V weight = Exp(V::Sub(V::Load(s + j), shift));
       weight.Store(s + j);
       sum = V::Add(sum, weight);
     }
-    float decay[kLanes];
-    Exp(V::Broadcast(max_[r] - next_max)).Store(decay);
-    sum_[r] = sum_[r] * decay[0] + SumOfLanes(sum);
-    max_[r] = next_max;
-    const V by = V::Broadcast(decay[0]);
+    const float decay = decay_[r];
+    sum_[r] = sum_[r] * decay + V::Sum(sum);
+    if (decay == 1.0f) return;
+    const V by = V::Broadcast(decay);
     for (int64_t d = 0; d < stride_; d += kLanes) {
       float* o = output_ + r * stride_ + d;
       V::Mul(V::Load(o), by).Store(o);
@@ -163,8 +241,8 @@ class Attention {
   void AddValues(int64_t first, int64_t num_rows, int64_t start) {
     const auto add = [&](int64_t r, int64_t rows, int64_t from, int64_t to) {
       RunTiles<V, FormatF32<V>>(
-          {scores_ + r * kContextTile + from, kContextTile, values_ + from * kLanes,
-           kContextTile * kLanes, to - from, false, output_ + r * stride_, stride_},
+          {Scores(r) + from, kContextTile, values_ + from * kLanes, kContextTile * kLanes,
+           to - from, false, output_ + r * stride_, stride_},
           rows, dim_panels_);
     };
     int64_t common = Reach(first, start);
@@ -178,13 +256,18 @@ class Attention {
   }
 
   const AttendTask& task_;
+  const int64_t head_rows_;  // rows of one key-value head
   const int64_t rows_;
   const int64_t dim_panels_;
   const int64_t stride_;  // floats of a row of D, rounded up to whole vectors
-  float max_[kAttendRows];
-  float sum_[kAttendRows];
-  alignas(64) float query_[kAttendRows * kMaxHeadDim];
-  alignas(64) float output_[kAttendRows * kMaxHeadDim];
+  int64_t places_[kContextTile];
+  int64_t next_places_[kContextTile] = {};
+  alignas(64) float max_[kAttendTaskRows];
+  alignas(64) float next_max_[kAttendTaskRows];
+  alignas(64) float decay_[kAttendTaskRows];
+  float sum_[kAttendTaskRows];
+  alignas(64) float query_[kAttendTaskRows * kMaxHeadDim];
+  alignas(64) float output_[kAttendTaskRows * kMaxHeadDim];
   alignas(64) float scores_[kAttendRows * kContextTile];
   alignas(64) float keys_[kContextTile * kMaxHeadDim];
   alignas(64) float values_[kContextTile * kMaxHeadDim];

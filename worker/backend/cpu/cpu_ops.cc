@@ -71,7 +71,7 @@ int64_t PanelsPerTask(int64_t num_panels, int64_t num_threads) {
 }  // namespace
 
 CpuOps::CpuOps(ThreadPool& pool, const cpu::Kernels& kernels) : pool_(pool), kernels_(kernels) {
-  task_begins_.reserve(limits::kMaxSequences + 1);
+  tile_begins_.reserve(limits::kMaxSequences + 1);
 }
 
 void CpuOps::ForRows(int64_t num_rows, int64_t floats, absl::FunctionRef<void(int64_t)> body) {
@@ -191,41 +191,48 @@ void CpuOps::DoRotateAndStore(Lane&, const ops::StepBatch& batch, const ops::Hea
 void CpuOps::DoPrepareAttention(Lane&, const ops::StepBatch& batch, const ops::HeadLayout& heads) {
   CHECK(batch.num_rows <= limits::kMaxSequences, "{} rows in a step", batch.num_rows);
   const int64_t group = heads.query_heads / heads.kv_heads;
-  token_tile_ = std::max<int64_t>(1, cpu::kAttendRows / group);
-  const int64_t slices = CeilDiv(group, cpu::kAttendRows);
-  task_begins_.assign(1, 0);
+  tokens_per_tile_ = std::max<int64_t>(1, cpu::kAttendRows / group);
+  tile_begins_.assign(1, 0);
+  int64_t longest = 1;
   for (int32_t r = 0; r < batch.num_rows; ++r) {
     const auto row = static_cast<size_t>(r);
     const int64_t tokens = batch.host_row_begins[row + 1] - batch.host_row_begins[row];
-    task_begins_.push_back(task_begins_.back() +
-                           CeilDiv(tokens, token_tile_) * heads.kv_heads * slices);
+    longest = std::max(longest, std::min(tokens, tokens_per_tile_));
+    tile_begins_.push_back(tile_begins_.back() + CeilDiv(tokens, tokens_per_tile_));
   }
+  // As many heads together as there is room for, unless some threads would then have nothing to do.
+  const int64_t fair = heads.kv_heads * tile_begins_.back() / pool_.num_threads();
+  const int64_t room = cpu::kAttendTaskRows / (longest * std::min(group, cpu::kAttendRows));
+  kv_heads_per_task_ =
+      group > cpu::kAttendRows ? 1 : std::clamp<int64_t>(std::min(fair, room), 1, heads.kv_heads);
 }
 
 void CpuOps::DoAttend(Lane&, const ops::StepBatch& batch, const ops::HeadLayout& heads,
                       ConstTensorView qkv, const ops::LayerKv& kv, float scale, TensorView y) {
   CHECK(heads.head_dim <= cpu::kMaxHeadDim, "head width {} is beyond {}", heads.head_dim,
         cpu::kMaxHeadDim);
-  CHECK(static_cast<int32_t>(task_begins_.size()) == batch.num_rows + 1,
+  CHECK(static_cast<int32_t>(tile_begins_.size()) == batch.num_rows + 1,
         "PrepareAttention saw another step");
   const int64_t group = heads.query_heads / heads.kv_heads;
   const int64_t slices = CeilDiv(group, cpu::kAttendRows);
+  const int64_t head_tasks = CeilDiv(heads.kv_heads, kv_heads_per_task_) * slices;
   const auto attend = kernels_.attend[static_cast<size_t>(StorageOf(kv.keys.dtype))];
-  pool_.ParallelFor(task_begins_.back(), [&](int64_t task) {
+  pool_.ParallelFor(tile_begins_.back() * head_tasks, [&](int64_t task) {
+    const int64_t tile = task / head_tasks;
     const auto row =
-        static_cast<size_t>(std::upper_bound(task_begins_.begin(), task_begins_.end(), task) -
-                            task_begins_.begin() - 1);
-    const int64_t within = task - task_begins_[row];
-    const int64_t slice = within % slices;
-    const int64_t kv_head = within / slices % heads.kv_heads;
-    const int64_t skipped = within / slices / heads.kv_heads * token_tile_;
+        static_cast<size_t>(std::upper_bound(tile_begins_.begin(), tile_begins_.end(), tile) -
+                            tile_begins_.begin() - 1);
+    const int64_t skipped = (tile - tile_begins_[row]) * tokens_per_tile_;
     const int64_t token = batch.host_row_begins[row] + skipped;
-    const int64_t first_head = kv_head * group + slice * cpu::kAttendRows;
+    const int64_t slice = task % slices;
+    const int64_t kv_head = task % head_tasks / slices * kv_heads_per_task_;
+    const int64_t head = kv_head * group + slice * cpu::kAttendRows;
     const int64_t element = kv_head * heads.head_dim;
-    attend({.queries = qkv.As<float>() + token * heads.columns() + first_head * heads.head_dim,
+    attend({.queries = qkv.As<float>() + token * heads.columns() + head * heads.head_dim,
             .query_stride = heads.columns(),
-            .num_tokens = std::min(token_tile_, batch.host_row_begins[row + 1] - token),
+            .num_tokens = std::min(tokens_per_tile_, batch.host_row_begins[row + 1] - token),
             .num_heads = std::min(cpu::kAttendRows, group - slice * cpu::kAttendRows),
+            .num_kv_heads = std::min(kv_heads_per_task_, heads.kv_heads - kv_head),
             .first_position = batch.host_row_first_positions[row] + skipped,
             .head_dim = heads.head_dim,
             .keys = At(kv.keys.data, kv.keys.dtype, element),
@@ -234,7 +241,7 @@ void CpuOps::DoAttend(Lane&, const ops::StepBatch& batch, const ops::HeadLayout&
             .blocks = batch.block_table + int64_t{batch.row_slots[row]} * batch.table_stride,
             .tokens_per_block = batch.tokens_per_block,
             .scale = scale,
-            .y = y.As<float>() + (token * heads.query_heads + first_head) * heads.head_dim,
+            .y = y.As<float>() + (token * heads.query_heads + head) * heads.head_dim,
             .y_stride = heads.query_heads * heads.head_dim});
   });
 }

@@ -47,10 +47,12 @@ class CpuOps final : public ops::Ops {
 
   ThreadPool& pool_;
   const cpu::Kernels& kernels_;
-  // The step's attention tasks: row r has those from task_begins_[r] on, of token_tile_ tokens
-  // each, times kv heads, times slices of the group's query heads.
-  std::vector<int64_t> task_begins_;
-  int64_t token_tile_ = 1;
+  // How this step's attention is dealt out: row r has the tiles of tokens from tile_begins_[r] on,
+  // tokens_per_tile each; each tile is done for all kv heads, kv_heads_per_task at a time, and for
+  // slices of their query heads.
+  std::vector<int64_t> tile_begins_;
+  int64_t tokens_per_tile_ = 1;
+  int64_t kv_heads_per_task_ = 1;
 };
 
 }  // namespace polyreme::backend

@@ -26,8 +26,10 @@ inline constexpr int64_t kTaskPanels = 8;
 inline constexpr int64_t kTaskRows = 96;
 // Positions that attention takes at a time, counted from position 0; part of what defines its bits.
 inline constexpr int64_t kContextTile = 64;
-// Pairs of token and query head that one attention task may be given, and its widest head.
+// Pairs of token and query head that one attention task may be given for each of its key-value
+// heads, and for all of them; and the widest head.
 inline constexpr int64_t kAttendRows = 48;
+inline constexpr int64_t kAttendTaskRows = 4 * kAttendRows;
 inline constexpr int64_t kMaxHeadDim = 256;
 
 // y[t, n] = sum over k of x[t, k] * w[n, k] for some rows t and some panels n of a weight.
@@ -45,15 +47,18 @@ struct ProductTask {
   int64_t num_outputs = 0;  // of the panels together, padding not counted
 };
 
-// Attention of consecutive tokens of one sequence, for query heads that share one key-value head.
+// Attention of consecutive tokens of one sequence, for some neighbouring key-value heads and query
+// heads of each.
 struct AttendTask {
-  const float* queries = nullptr;  // [tokens, heads, D] at strides query_stride and D
+  const float* queries =
+      nullptr;  // [tokens, kv heads * heads, D]; a token's are query_stride apart
   int64_t query_stride = 0;
-  int64_t num_tokens = 0;  // tokens * heads is at most kAttendRows
-  int64_t num_heads = 0;
+  int64_t num_tokens = 0;
+  int64_t num_heads = 0;     // for each key-value head; tokens * heads is at most kAttendRows
+  int64_t num_kv_heads = 0;  // tokens * heads * kv heads is at most kAttendTaskRows
   int64_t first_position = 0;
   int64_t head_dim = 0;        // D, at most kMaxHeadDim
-  const void* keys = nullptr;  // block 0, place 0 of the key-value head
+  const void* keys = nullptr;  // block 0, place 0 of the first key-value head; the others follow it
   const void* values = nullptr;
   int64_t place_stride = 0;         // elements from one place to the next
   const int32_t* blocks = nullptr;  // of the sequence

@@ -21,7 +21,7 @@ float ReadAll(const float* from, int64_t n) {
   }
   V total = V::Zero();
   for (const V& each : sum) total = V::Add(total, each);
-  return SumOfLanes(total);
+  return V::Sum(total);
 }
 
 // Multiplies and adds in registers, as many independent chains as a product's largest tile has;
@@ -38,7 +38,7 @@ int64_t MultiplyAdd(int64_t rounds, float* result) {
   }
   V total = V::Zero();
   for (const V& each : sum) total = V::Add(total, each);
-  *result = SumOfLanes(total);
+  *result = V::Sum(total);
   return rounds * kChains * kLanes * 2;
 }
 

@@ -27,26 +27,6 @@ inline void StoreSome(V v, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = whole[i];
 }
 
-template <class V>
-inline float SumOfLanes(V v) {
-  float s[kLanes];
-  v.Store(s);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) s[i] = s[i] + s[i + half];
-  }
-  return s[0];
-}
-
-template <class V>
-inline float MaxOfLanes(V v) {
-  float s[kLanes];
-  v.Store(s);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
-  }
-  return s[0];
-}
-
 // e^x within 2 units in the last place; 0 below -87.3 (where float32 turns subnormal), infinite
 // above 88.3, NaN of NaN. x = n ln 2 + r with |r| <= ln 2 / 2, then e^x = 2^n e^r with the
 // polynomial of Cephes' expf for e^r.
@@ -80,7 +60,7 @@ void RmsNormRow(const float* x, const float* gain, int64_t n, float epsilon, flo
     const V v = LoadSome<V>(x + i, n - i);
     squares = V::Fma(v, v, squares);
   }
-  const float mean = SumOfLanes(squares) / static_cast<float>(n);
+  const float mean = V::Sum(squares) / static_cast<float>(n);
   const V inverse = V::Broadcast(1.0f / __builtin_sqrtf(mean + epsilon));
   for (int64_t i = 0; i < n; i += kLanes) {
     const V v = V::Mul(LoadSome<V>(x + i, n - i), inverse);

@@ -53,6 +53,9 @@ struct VectorAvx2 {
             _mm256_blendv_ps(otherwise.hi, then.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
   }
   static VectorAvx2 PowerOfTwo(VectorAvx2 n) { return {PowerOfTwo(n.lo), PowerOfTwo(n.hi)}; }
+  // Halves onto each other, as VectorScalar.
+  static float Sum(VectorAvx2 v) { return Sum(_mm256_add_ps(v.lo, v.hi)); }
+  static float Largest(VectorAvx2 v) { return Largest(_mm256_max_ps(v.lo, v.hi)); }
   // Four squares of eight by eight; the two off the diagonal change places.
   static void Transpose(VectorAvx2 (&rows)[kLanes]) {
     __m256 square[4][8];
@@ -70,6 +73,16 @@ struct VectorAvx2 {
   }
 
  private:
+  static float Sum(__m256 eight) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static float Largest(__m256 eight) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
   static __m256 Widen(const uint16_t* from) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));

@@ -43,6 +43,19 @@ struct VectorAvx512 {
     const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(n.v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3f800000)))};
   }
+  // Halves onto each other, as VectorScalar.
+  static float Sum(VectorAvx512 v) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v.v), _mm512_extractf32x8_ps(v.v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static float Largest(VectorAvx512 v) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(v.v), _mm512_extractf32x8_ps(v.v, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
   // Quarters of four lanes are transposed with unpacks; then quarters are dealt to their rows.
   static void Transpose(VectorAvx512 (&rows)[kLanes]) {
     __m512 t[16];

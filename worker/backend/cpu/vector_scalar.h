@@ -69,6 +69,21 @@ struct VectorScalar {
       return FloatOfBits<VectorScalar>((bits << 23) + 0x3f800000u);
     });
   }
+  // Of all lanes: halves onto each other, lane i and i + 8, i + 4, i + 2, i + 1.
+  static float Sum(VectorScalar v) {
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) v.lane[i] = v.lane[i] + v.lane[i + half];
+    }
+    return v.lane[0];
+  }
+  static float Largest(VectorScalar v) {
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) {
+        v.lane[i] = v.lane[i] > v.lane[i + half] ? v.lane[i] : v.lane[i + half];
+      }
+    }
+    return v.lane[0];
+  }
   // Rows become columns.
   static void Transpose(VectorScalar (&rows)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
