@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -158,6 +159,17 @@ struct StepLimits {
 //   - a fed-back token names the slot's latest draw, of a step still in flight, at the row's position.
 // InvalidArgument names step, item and field. Pure; both sides of the wire.
 absl::Status Validate(const StepPlan& plan, const SlotTable& slots, const StepLimits& limits);
+// The same for one plan after another, with memory taken once. One thread.
+class PlanValidator {
+ public:
+  explicit PlanValidator(const StepLimits& limits);
+  ~PlanValidator();
+  absl::Status Check(const StepPlan& plan, const SlotTable& slots);
+
+ private:
+  class Checker;
+  std::unique_ptr<Checker> checker_;
+};
 // Whether `result` answers `plan` (id, epoch, number of samples).
 absl::Status ValidateResult(const StepResult& result, const StepPlan& plan);
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
 #include "parallel/base/limits.h"
 #include "parallel/step/slot_table.h"
@@ -95,33 +94,46 @@ struct SlotView {
   bool has_draw = false;
 };
 
-class PlanChecker {
- public:
-  PlanChecker(const StepPlan& plan, const SlotTable& slots, const StepLimits& limits)
-      : plan_(plan), slots_(slots), limits_(limits) {
-    views_.reserve(plan.closed.size() + 2 * plan.opened.size() + plan.appended.size() +
-                   plan.rows.size() + plan.samples.size());
-  }
+struct BlockUse {
+  BlockId block;
+  bool is_written = false;
+  friend auto operator<=>(const BlockUse&, const BlockUse&) = default;
+};
 
-  absl::Status Run() {
+}  // namespace
+
+class PlanValidator::Checker {
+ public:
+  explicit Checker(const StepLimits& limits)
+      : limits_(limits),
+        views_(static_cast<size_t>(limits.num_slots)),
+        views_of_(static_cast<size_t>(limits.num_slots), 0) {}
+
+  int32_t num_slots() const { return limits_.num_slots; }
+
+  absl::Status Run(const StepPlan& plan, const SlotTable& slots) {
+    plan_ = &plan;
+    slots_ = &slots;
+    tokens_seen_ = 0;
+    ++num_plans_;
     RETURN_IF_ERROR(CheckSizes());
-    RETURN_IF_ERROR(Each("closed", plan_.closed, &PlanChecker::CheckClose));
-    RETURN_IF_ERROR(Each("opened", plan_.opened, &PlanChecker::CheckOpen));
-    RETURN_IF_ERROR(Each("appended", plan_.appended, &PlanChecker::CheckAppend));
+    RETURN_IF_ERROR(Each("closed", plan_->closed, &Checker::CheckClose));
+    RETURN_IF_ERROR(Each("opened", plan_->opened, &Checker::CheckOpen));
+    RETURN_IF_ERROR(Each("appended", plan_->appended, &Checker::CheckAppend));
     RETURN_IF_ERROR(CheckCopies());
-    RETURN_IF_ERROR(Each("rows", plan_.rows, &PlanChecker::CheckRow));
-    if (tokens_seen_ != std::ssize(plan_.tokens)) {
+    RETURN_IF_ERROR(Each("rows", plan_->rows, &Checker::CheckRow));
+    if (tokens_seen_ != std::ssize(plan_->tokens)) {
       return InvalidArgument("tokens: expected {} for the rows, got {}", tokens_seen_,
-                             plan_.tokens.size());
+                             plan_->tokens.size());
     }
-    finder_.Reset(plan_);
-    return Each("samples", plan_.samples, &PlanChecker::CheckSample);
+    finder_.Reset(*plan_);
+    return Each("samples", plan_->samples, &Checker::CheckSample);
   }
 
  private:
   template <class Item>
   absl::Status Each(std::string_view name, const std::vector<Item>& items,
-                    absl::Status (PlanChecker::*check)(const Item&)) {
+                    absl::Status (Checker::*check)(const Item&)) {
     for (size_t i = 0; i < items.size(); ++i) {
       if (absl::Status s = (this->*check)(items[i]); !s.ok()) {
         return Annotate(s, fmt::format("{}[{}]", name, i));
@@ -146,45 +158,50 @@ class PlanChecker {
   absl::StatusOr<SlotView*> Find(SlotId slot);
   absl::StatusOr<SlotView*> FindOpen(SlotId slot);
 
-  const StepPlan& plan_;
-  const SlotTable& slots_;
-  const StepLimits& limits_;
-  absl::flat_hash_map<SlotId, SlotView> views_;   // reserved for every slot named: pointers stay
+  const StepLimits limits_;
+  const StepPlan* plan_ = nullptr;
+  const SlotTable* slots_ = nullptr;
+  std::vector<SlotView> views_;       // by slot
+  std::vector<int64_t> views_of_;     // which plan, by number, a view belongs to; others are stale
+  int64_t num_plans_ = 0;
   int64_t tokens_seen_ = 0;
+  std::vector<BlockUse> block_uses_;
   RowFinder finder_;
 };
 
-absl::Status PlanChecker::CheckSizes() const {
-  if (plan_.id.value != slots_.last_step().value + 1) {
-    return InvalidArgument("id: expected {}, got {}", slots_.last_step().value + 1,
-                           plan_.id.value);
+absl::Status PlanValidator::Checker::CheckSizes() const {
+  if (plan_->id.value != slots_->last_step().value + 1) {
+    return InvalidArgument("id: expected {}, got {}", slots_->last_step().value + 1,
+                           plan_->id.value);
   }
-  if (plan_.epoch.value < 0) {
-    return InvalidArgument("epoch: expected at least 0, got {}", plan_.epoch.value);
+  if (plan_->epoch.value < 0) {
+    return InvalidArgument("epoch: expected at least 0, got {}", plan_->epoch.value);
   }
-  if (std::ssize(plan_.tokens) > limits_.max_step_tokens) {
+  if (std::ssize(plan_->tokens) > limits_.max_step_tokens) {
     return InvalidArgument("tokens: expected at most {}, got {}", limits_.max_step_tokens,
-                           plan_.tokens.size());
+                           plan_->tokens.size());
   }
-  if (std::ssize(plan_.samples) > limits_.max_step_samples) {
+  if (std::ssize(plan_->samples) > limits_.max_step_samples) {
     return InvalidArgument("samples: expected at most {}, got {}", limits_.max_step_samples,
-                           plan_.samples.size());
+                           plan_->samples.size());
   }
-  if (std::ssize(plan_.copies) > limits_.num_slots) {
+  if (std::ssize(plan_->copies) > limits_.num_slots) {
     return InvalidArgument("copies: expected at most {}, got {}", limits_.num_slots,
-                           plan_.copies.size());
+                           plan_->copies.size());
   }
-  return CheckTokens(plan_.tokens, limits_.vocabulary);
+  return CheckTokens(plan_->tokens, limits_.vocabulary);
 }
 
-absl::StatusOr<SlotView*> PlanChecker::Find(SlotId id) {
-  if (id.value < 0 || id.value >= slots_.num_slots()) {
-    return InvalidArgument("slot: expected 0 to {}, got {}", slots_.num_slots() - 1, id.value);
+absl::StatusOr<SlotView*> PlanValidator::Checker::Find(SlotId id) {
+  if (id.value < 0 || id.value >= slots_->num_slots()) {
+    return InvalidArgument("slot: expected 0 to {}, got {}", slots_->num_slots() - 1, id.value);
   }
-  const auto [it, added] = views_.try_emplace(id);
-  SlotView& view = it->second;
-  if (added) {
-    const SlotTable::Slot& slot = slots_.at(id);
+  SlotView& view = views_[static_cast<size_t>(id.value)];
+  int64_t& view_of = views_of_[static_cast<size_t>(id.value)];
+  if (view_of != num_plans_) {
+    view_of = num_plans_;
+    view = SlotView{};
+    const SlotTable::Slot& slot = slots_->at(id);
     view.open = slot.open;
     view.sequence = slot.sequence;
     view.forked_from = slot.forked_from;
@@ -197,19 +214,19 @@ absl::StatusOr<SlotView*> PlanChecker::Find(SlotId id) {
   return &view;
 }
 
-absl::StatusOr<SlotView*> PlanChecker::FindOpen(SlotId id) {
+absl::StatusOr<SlotView*> PlanValidator::Checker::FindOpen(SlotId id) {
   ASSIGN_OR_RETURN(SlotView * slot, Find(id));
   if (!slot->open) return InvalidArgument("slot {} is not open", id.value);
   return slot;
 }
 
-absl::Status PlanChecker::CheckClose(const SlotId& id) {
+absl::Status PlanValidator::Checker::CheckClose(const SlotId& id) {
   ASSIGN_OR_RETURN(SlotView * slot, FindOpen(id));
   *slot = SlotView{};
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckBlocks(absl::Span<const BlockId> blocks, int32_t num_before) const {
+absl::Status PlanValidator::Checker::CheckBlocks(absl::Span<const BlockId> blocks, int32_t num_before) const {
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (blocks[i].value < 0 || blocks[i].value >= limits_.num_blocks) {
       return InvalidArgument("blocks[{}]: expected 0 to {}, got {}", i, limits_.num_blocks - 1,
@@ -225,7 +242,7 @@ absl::Status PlanChecker::CheckBlocks(absl::Span<const BlockId> blocks, int32_t 
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckOpen(const SlotOpen& opened) {
+absl::Status PlanValidator::Checker::CheckOpen(const SlotOpen& opened) {
   ASSIGN_OR_RETURN(SlotView * slot, Find(opened.slot));
   if (slot->open) return InvalidArgument("slot {} is open already", opened.slot.value);
   if (opened.sequence.value < 0) {
@@ -269,7 +286,7 @@ absl::Status PlanChecker::CheckOpen(const SlotOpen& opened) {
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckAppend(const SlotAppend& append) {
+absl::Status PlanValidator::Checker::CheckAppend(const SlotAppend& append) {
   ASSIGN_OR_RETURN(SlotView * slot, FindOpen(append.slot));
   if (slot->has_append) return InvalidArgument("slot {} is appended to twice", append.slot.value);
   slot->has_append = true;
@@ -279,32 +296,32 @@ absl::Status PlanChecker::CheckAppend(const SlotAppend& append) {
 }
 
 // Copies may run in any order or together, so no block is written twice or both read and written.
-absl::Status PlanChecker::CheckCopies() {
-  std::vector<std::pair<BlockId, bool>> uses;   // block, whether it is written
-  uses.reserve(2 * plan_.copies.size());
-  for (size_t i = 0; i < plan_.copies.size(); ++i) {
-    const BlockCopy& copy = plan_.copies[i];
+absl::Status PlanValidator::Checker::CheckCopies() {
+  std::vector<BlockUse>& uses = block_uses_;
+  uses.clear();
+  for (size_t i = 0; i < plan_->copies.size(); ++i) {
+    const BlockCopy& copy = plan_->copies[i];
     for (const BlockId block : {copy.from, copy.to}) {
       if (block.value < 0 || block.value >= limits_.num_blocks) {
         return InvalidArgument("copies[{}]: expected blocks 0 to {}, got {}", i,
                                limits_.num_blocks - 1, block.value);
       }
     }
-    uses.emplace_back(copy.from, false);
-    uses.emplace_back(copy.to, true);
+    uses.push_back({copy.from, false});
+    uses.push_back({copy.to, true});
   }
   std::sort(uses.begin(), uses.end());
   for (size_t i = 1; i < uses.size(); ++i) {
-    const bool written = uses[i].second || uses[i - 1].second;
-    if (uses[i].first == uses[i - 1].first && written) {
+    const bool written = uses[i].is_written || uses[i - 1].is_written;
+    if (uses[i].block == uses[i - 1].block && written) {
       return InvalidArgument("copies: block {} is written and used by another copy",
-                             uses[i].first.value);
+                             uses[i].block.value);
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckRow(const StepRow& row) {
+absl::Status PlanValidator::Checker::CheckRow(const StepRow& row) {
   ASSIGN_OR_RETURN(SlotView * slot, FindOpen(row.slot));
   if (slot->has_row) return InvalidArgument("slot {} has two rows", row.slot.value);
   if (row.first_position < 0 || row.first_position > slot->num_positions) {
@@ -318,9 +335,9 @@ absl::Status PlanChecker::CheckRow(const StepRow& row) {
     return InvalidArgument("num_tokens: expected 1 to {} from position {}, got {}",
                            covered - row.first_position, row.first_position, row.num_tokens);
   }
-  if (row.num_tokens > std::ssize(plan_.tokens) - tokens_seen_) {
+  if (row.num_tokens > std::ssize(plan_->tokens) - tokens_seen_) {
     return InvalidArgument("num_tokens: expected at most the {} tokens left in the plan, got {}",
-                           std::ssize(plan_.tokens) - tokens_seen_, row.num_tokens);
+                           std::ssize(plan_->tokens) - tokens_seen_, row.num_tokens);
   }
   RETURN_IF_ERROR(row.first_token.has_value() ? CheckSource(row, *slot)
                                               : CheckRowTokens(row, *slot));
@@ -330,7 +347,7 @@ absl::Status PlanChecker::CheckRow(const StepRow& row) {
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckRowTokens(const StepRow& row, const SlotView& slot) const {
+absl::Status PlanValidator::Checker::CheckRowTokens(const StepRow& row, const SlotView& slot) const {
   const int64_t num_shared = std::ssize(slot.shared_tokens);
   const int64_t num_known = num_shared + std::ssize(slot.own_tokens);
   for (int64_t i = 0; i < row.num_tokens; ++i) {
@@ -339,7 +356,7 @@ absl::Status PlanChecker::CheckRowTokens(const StepRow& row, const SlotView& slo
     const TokenId known = position < num_shared
                               ? slot.shared_tokens[static_cast<size_t>(position)]
                               : slot.own_tokens[static_cast<size_t>(position - num_shared)];
-    const TokenId given = plan_.tokens[static_cast<size_t>(tokens_seen_ + i)];
+    const TokenId given = plan_->tokens[static_cast<size_t>(tokens_seen_ + i)];
     if (given != known) {
       return InvalidArgument("tokens[{}]: expected {}, as the slot was opened with, got {}",
                              tokens_seen_ + i, known, given);
@@ -348,28 +365,28 @@ absl::Status PlanChecker::CheckRowTokens(const StepRow& row, const SlotView& slo
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckSource(const StepRow& row, const SlotView& slot) const {
-  if (row.num_tokens != 1 || plan_.tokens[static_cast<size_t>(tokens_seen_)] != 0) {
+absl::Status PlanValidator::Checker::CheckSource(const StepRow& row, const SlotView& slot) const {
+  if (row.num_tokens != 1 || plan_->tokens[static_cast<size_t>(tokens_seen_)] != 0) {
     return InvalidArgument("first_token: expected a row of one placeholder 0, got {} tokens, {}",
-                           row.num_tokens, plan_.tokens[static_cast<size_t>(tokens_seen_)]);
+                           row.num_tokens, plan_->tokens[static_cast<size_t>(tokens_seen_)]);
   }
   const SlotTable::Draw wanted{*row.first_token, row.first_position};
   if (!slot.last_draw.has_value() || *slot.last_draw != wanted) {
     return InvalidArgument("first_token: sample {} of step {} is not the slot's draw for position {}",
                            wanted.source.sample, wanted.source.step.value, wanted.position);
   }
-  const int64_t age = plan_.id.value - wanted.source.step.value;
+  const int64_t age = plan_->id.value - wanted.source.step.value;
   if (age >= limits_.max_steps_in_flight) {
     return InvalidArgument("first_token: step {} is no longer in flight at step {}",
-                           wanted.source.step.value, plan_.id.value);
+                           wanted.source.step.value, plan_->id.value);
   }
   return absl::OkStatus();
 }
 
-absl::Status PlanChecker::CheckSample(const Sample& sample) {
+absl::Status PlanValidator::Checker::CheckSample(const Sample& sample) {
   ASSIGN_OR_RETURN(SlotView * slot, FindOpen(sample.slot));
-  if (sample.token_index < 0 || sample.token_index >= std::ssize(plan_.tokens)) {
-    return InvalidArgument("token_index: expected 0 to {}, got {}", std::ssize(plan_.tokens) - 1,
+  if (sample.token_index < 0 || sample.token_index >= std::ssize(plan_->tokens)) {
+    return InvalidArgument("token_index: expected 0 to {}, got {}", std::ssize(plan_->tokens) - 1,
                            sample.token_index);
   }
   switch (sample.kind) {
@@ -384,7 +401,7 @@ absl::Status PlanChecker::CheckSample(const Sample& sample) {
         return InvalidArgument("target: expected 0 to {}, got {}", limits_.vocabulary - 1,
                                sample.target);
       }
-      if (plan_.rows[static_cast<size_t>(finder_.RowOf(sample.token_index))].slot != sample.slot) {
+      if (plan_->rows[static_cast<size_t>(finder_.RowOf(sample.token_index))].slot != sample.slot) {
         return InvalidArgument("token_index: expected a token of slot {}, got {}",
                                sample.slot.value, sample.token_index);
       }
@@ -393,10 +410,10 @@ absl::Status PlanChecker::CheckSample(const Sample& sample) {
   return InvalidArgument("kind: expected a kind of sample, got {}", static_cast<int>(sample.kind));
 }
 
-absl::Status PlanChecker::CheckDraw(const Sample& sample, SlotView& slot) {
+absl::Status PlanValidator::Checker::CheckDraw(const Sample& sample, SlotView& slot) {
   if (slot.has_draw) return InvalidArgument("slot {} draws twice", sample.slot.value);
   const int32_t row_index = finder_.RowOf(sample.token_index);
-  const StepRow& row = plan_.rows[static_cast<size_t>(row_index)];
+  const StepRow& row = plan_->rows[static_cast<size_t>(row_index)];
   if (sample.token_index != finder_.FirstTokenOf(row_index) + row.num_tokens - 1) {
     return InvalidArgument("token_index: expected the last token of a row to draw from, got {}",
                            sample.token_index);
@@ -415,10 +432,20 @@ absl::Status PlanChecker::CheckDraw(const Sample& sample, SlotView& slot) {
   return absl::OkStatus();
 }
 
-}  // namespace
+PlanValidator::PlanValidator(const StepLimits& limits)
+    : checker_(std::make_unique<Checker>(limits)) {}
+
+PlanValidator::~PlanValidator() = default;
+
+absl::Status PlanValidator::Check(const StepPlan& plan, const SlotTable& slots) {
+  CHECK(slots.num_slots() == checker_->num_slots());
+  absl::Status status = checker_->Run(plan, slots);
+  if (status.ok()) return status;
+  return Annotate(status, fmt::format("step {}", plan.id.value));
+}
 
 absl::Status Validate(const StepPlan& plan, const SlotTable& slots, const StepLimits& limits) {
-  return Annotate(PlanChecker(plan, slots, limits).Run(), fmt::format("step {}", plan.id.value));
+  return PlanValidator(limits).Check(plan, slots);
 }
 
 }  // namespace polyreme::step

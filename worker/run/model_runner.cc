@@ -36,6 +36,7 @@ ModelRunner::ModelRunner(const Parts& parts, const Options& options)
       num_stages_(parts.group->pipeline().size()),
       rank_{place_.stage * parts.group->tensor().size() + place_.shard},
       slots_(options.limits),
+      validator_(options.limits),
       in_flight_(static_cast<size_t>(options.limits.max_steps_in_flight)) {}
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Make(const Parts& parts,
@@ -91,7 +92,7 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
     return InvalidArgument("step {}: expected epoch {}, got {}", plan.id.value,
                            options_.epoch.value, plan.epoch.value);
   }
-  RETURN_IF_ERROR(step::Validate(plan, slots_, options_.limits));
+  RETURN_IF_ERROR(validator_.Check(plan, slots_));
   RETURN_IF_ERROR(CheckRoom());
   const absl::Time begin = MonotonicNow();
   const absl::Duration waited = Waiting();
@@ -155,8 +156,9 @@ absl::StatusOr<step::StepResult> ModelRunner::Collect(StepId step, absl::Time de
     oldest = in_flight_[static_cast<size_t>(num_collected_) % in_flight_.size()];
   }
   CHECK(oldest.id == step, "step {} is collected before step {}", step.value, oldest.id.value);
-  RETURN_IF_ERROR(Annotate(lane_->Wait(oldest.mark, deadline),
-                           fmt::format("rank {}, step {}", rank_.value, step.value)));
+  if (absl::Status reached = lane_->Wait(oldest.mark, deadline); !reached.ok()) {
+    return Annotate(reached, fmt::format("rank {}, step {}", rank_.value, step.value));
+  }
   step::StepResult result{step, options_.epoch, {}, {{rank_, oldest.busy, oldest.waiting}}};
   if (Answers()) result.samples = sampler_->ResultsOf(step, oldest.num_samples);
   // From here on the step's staging may be used again.

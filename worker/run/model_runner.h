@@ -94,6 +94,7 @@ class ModelRunner {
   const Rank rank_;
   model::Model model_;
   step::SlotTable slots_;
+  step::PlanValidator validator_;
   int64_t scratch_bytes_ = 0;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<StepInputs> inputs_;
