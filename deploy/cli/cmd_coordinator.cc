@@ -94,7 +94,8 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
                                                              const std::string& job_token) {
   ASSIGN_OR_RETURN(const plan::Topology topology,
                    plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
-  engine::ClusterOptions options{.topology = topology};
+  engine::ClusterOptions options;
+  options.topology = topology;
   if (!config.coordinator.empty()) {
     const size_t colon = config.coordinator.rfind(':');
     int32_t port = 0;
@@ -146,16 +147,16 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   engine.Start();
 
   api::EngineBackend backend(engine);
-  api::ServerOptions server_options;
-  server_options.host = config.host;
-  server_options.port = config.port;
-  server_options.grpc_port = config.grpc_port;
-  server_options.api_keys = config.api_keys;
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<api::PublicServer> server,
-      api::PublicServer::Start(server_options, backend, *files.tokenizer,
-                               files.chat_template.has_value() ? &*files.chat_template : nullptr,
-                               files.info, metrics, clock));
+  api::PublicServerOptions faces;
+  faces.http.host = config.host;
+  faces.http.port = config.port;
+  if (config.grpc_port != 0) faces.grpc = api::GrpcOptions{config.host, config.grpc_port};
+  faces.api_keys = config.api_keys;
+  const text::ChatTemplate* chat_template =
+      files.chat_template.has_value() ? &*files.chat_template : nullptr;
+  ASSIGN_OR_RETURN(const std::unique_ptr<api::PublicServer> server,
+                   api::PublicServer::Start(faces, {backend, *files.tokenizer, chat_template,
+                                                    files.info, metrics, clock}));
   LogReady(config, cluster);
   LogInfo("ready: serving {} at http://{}:{}{}", files.info.limits.model_name, config.host,
           server->bound_port(),

@@ -1,0 +1,102 @@
+// Wires a worker: from flags to run::RunWorker.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <thread>
+
+#include "deploy/cli/build_info.h"
+#include "deploy/cli/commands.h"
+#include "deploy/cli/meeting.h"
+#include "deploy/cli/serve_config.h"
+#include "parallel/base/clock.h"
+#include "parallel/base/log.h"
+#include "worker/run/worker_service.h"
+
+namespace polyreme::cli {
+namespace {
+
+// A worker ends by the coordinator's word, by its agent's SIGKILL, or when its agent dies; signals that a terminal or a launcher sends
+// to everybody must not cut a drain short.
+void IgnoreSignals() {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) std::signal(signal, SIG_IGN);
+}
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+comm::ProcessGroup::Kind KindOf(const std::string& transport) {
+  if (transport == "shm") return comm::ProcessGroup::Kind::kSharedMemory;
+  if (transport == "tcp") return comm::ProcessGroup::Kind::kTcp;
+  return comm::ProcessGroup::Kind::kAuto;
+}
+
+absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) {
+  if (!config.launch.rank.has_value()) {
+    return InvalidArgument("polyreme worker needs --rank; it is started by polyreme serve");
+  }
+  ASSIGN_OR_RETURN(const plan::Topology topology,
+                   plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
+  ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(config.model));
+  run::WorkerOptions options;
+  options.model_directory = config.model;
+  options.topology = topology;
+  options.plan.layers_per_stage = config.pipeline_layers;
+  options.plan.tokens_per_block = config.block_size;
+  ASSIGN_OR_RETURN(options.limits, MakeStepLimits(config, spec, config.num_blocks));
+  options.ranks_on_host = config.launch.local_size.value_or(1);
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  options.backend_options.num_threads =
+      config.cpu_threads > 0 ? config.cpu_threads : std::max(1, cores / options.ranks_on_host);
+  options.kv_bytes_budget = config.kv_cache_memory_bytes;
+  options.transport = KindOf(config.transport);
+  if (!config.listen_address.empty()) options.listen_address = config.listen_address;
+  options.host_identity = config.host_identity;
+  options.join_timeout = config.join_timeout;
+  options.identity.rank = Rank{*config.launch.rank};
+  options.identity.world_size = config.launch.world_size.value_or(topology.world_size());
+  options.identity.host = config.host_identity.empty() ? HostName() : config.host_identity;
+  options.identity.pid = getpid();
+  options.identity.build_id = BuildId();
+  options.identity.settings = SharedSettings(config);
+  options.coordinator = config.coordinator;
+  ASSIGN_OR_RETURN(options.job_token, FindJobToken(config));
+  if (!config.meeting_file.empty()) {
+    ASSIGN_OR_RETURN(MeetingPlace place, WaitForMeetingFile(config.meeting_file,
+                                                            MonotonicNow() + config.join_timeout));
+    options.coordinator = place.address;
+    options.job_token = place.job_token;
+  }
+  return options;
+}
+
+}  // namespace
+
+int RunWorker(const Arguments& arguments) {
+  IgnoreSignals();
+  ServeConfig config;
+  FlagSet flags = ServeFlags("usage: polyreme worker MODEL [flags]   (started by polyreme serve)", config);
+  if (absl::Status s = ParseServeArguments(arguments, flags, config); !s.ok()) {
+    std::fprintf(stderr, "polyreme worker: %s\n", Message(s).c_str());
+    return 2;
+  }
+  if (config.help) {
+    std::fputs(flags.Help().c_str(), stdout);
+    return 0;
+  }
+  SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank) : "worker");
+  absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
+  const absl::Status status =
+      options.ok() ? run::RunWorker(*std::move(options)) : options.status();
+  if (status.ok()) return 0;
+  LogError("{}", Message(status));
+  return 1;
+}
+
+}  // namespace polyreme::cli

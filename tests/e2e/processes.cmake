@@ -1,0 +1,10 @@
+# Real processes under mpirun on few cores: several minutes in all, one at a time.
+set(POLYREME_E2E_SUPPORT launched_cluster.cc ${PROJECT_SOURCE_DIR}/tests/coordinator/api/raw_client.cc)
+function(polyreme_e2e_test name source)
+  polyreme_test(${name} SOURCES ${source} ${POLYREME_E2E_SUPPORT} DEPS polyreme_base TIMEOUT 240 LABELS e2e)
+  target_compile_definitions(${name} PRIVATE POLYREME_BINARY="$<TARGET_FILE:polyreme>")
+  add_dependencies(${name} polyreme)
+endfunction()
+polyreme_e2e_test(e2e_layout_test layout_equivalence_test.cc)
+polyreme_e2e_test(e2e_launch_test launch_test.cc)
+polyreme_e2e_test(e2e_serve_test serve_test.cc)
