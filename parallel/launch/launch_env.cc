@@ -154,12 +154,12 @@ absl::Status AddDetails(Reader& read, LaunchEnv& env) {
   return read.status();
 }
 
-// What this launcher says, or nullopt if it did not start us.
-absl::StatusOr<std::optional<LaunchEnv>> ReadSource(const Source& source, Reader& read) {
+// What this launcher says; Launcher::kNone if it did not start us.
+absl::StatusOr<LaunchEnv> ReadSource(const Source& source, Reader& read) {
   // An allocation's shell has Slurm's variables too, of the allocation. Only a step has an id, and the batch script's
   // own step has none.
   if (source.launcher == Launcher::kSlurm && read.Text("SLURM_STEP_ID").empty()) {
-    return std::nullopt;
+    return LaunchEnv{};
   }
   const std::optional<int32_t> rank = read.Number(source.rank);
   std::optional<int32_t> size = read.Number(source.size);
@@ -167,7 +167,7 @@ absl::StatusOr<std::optional<LaunchEnv>> ReadSource(const Source& source, Reader
   const std::optional<int32_t> local_rank = read.Either(source.local_rank);
   const std::optional<int32_t> local_size = read.Either(source.local_size);
   RETURN_IF_ERROR(read.status());
-  if (!rank.has_value() && !size.has_value()) return std::nullopt;
+  if (!rank.has_value() && !size.has_value()) return LaunchEnv{};
   if (rank.has_value() != size.has_value()) {
     return InvalidArgument("{} is set but {} is not: {} sets both; unset the one or set the other",
                            rank.has_value() ? source.rank : source.size,
@@ -196,14 +196,14 @@ absl::StatusOr<std::optional<LaunchEnv>> ReadSource(const Source& source, Reader
 absl::StatusOr<LaunchEnv> ReadLauncher(const Environment& environment) {
   Reader read(environment);
   for (const Source& source : kSources) {
-    ASSIGN_OR_RETURN(const std::optional<LaunchEnv> env, ReadSource(source, read));
-    if (!env.has_value()) continue;
+    ASSIGN_OR_RETURN(LaunchEnv env, ReadSource(source, read));
+    if (env.launcher == Launcher::kNone) continue;
     const std::optional<int32_t> pmix = read.Number("PMIX_RANK");
     RETURN_IF_ERROR(read.status());
-    if (source.launcher == Launcher::kOpenMpi && pmix.has_value() && *pmix != env->rank) {
-      return InvalidArgument("PMIX_RANK={} contradicts {}={}", *pmix, source.rank, env->rank);
+    if (source.launcher == Launcher::kOpenMpi && pmix.has_value() && *pmix != env.rank) {
+      return InvalidArgument("PMIX_RANK={} contradicts {}={}", *pmix, source.rank, env.rank);
     }
-    return *env;
+    return env;
   }
   if (read.Number("PMIX_RANK").has_value()) {
     return InvalidArgument(

@@ -122,7 +122,7 @@ TEST_P(AnyKind, OneRanksAbortWakesAllThatWait) {
       EXPECT_TRUE(absl::IsUnavailable(lane.status())) << lane.status().ToString();
     }
     EXPECT_FALSE(lane.ok());
-    EXPECT_LT(MonotonicNow() - start, absl::Seconds(5));
+    EXPECT_LT(MonotonicNow() - start, absl::Seconds(30));
     // And the group stays over.
     TestLane next;
     std::vector<float> x(10, 1.0f);

@@ -95,7 +95,7 @@ TEST_P(Processes, NobodyWaitsLongForOneThatWasKilled) {
   for (const plan::Place extent : {plan::Place{1, 4}, plan::Place{2, 2}}) {
     const absl::Time start = MonotonicNow();
     const std::vector<ChildReport> reports = RunProcesses(GetParam(), extent, 2);
-    EXPECT_LT(MonotonicNow() - start, absl::Seconds(20));
+    EXPECT_LT(MonotonicNow() - start, absl::Seconds(60));  // half of a collective's patience
     for (size_t r = 0; r < reports.size(); ++r) {
       EXPECT_TRUE(absl::IsUnavailable(reports[r].status)) << reports[r].status.ToString();
     }
