@@ -55,6 +55,7 @@ sched::SequenceOptions EngineCore::OptionsOf(const GenerateRequest& request, int
   options.stop.stop_tokens = request.stop_token_ids;
   options.scores_prompt = choice == 0 && request.prompt_logprobs >= 0;
   options.priority = request.priority;
+  if (request.n > 1) options.group = SequenceId{next_sequence_};
   return options;
 }
 

@@ -106,8 +106,10 @@ void Scheduler::PlanWaiting(int32_t cohort) {
     Sequence& sequence = **waiting_.begin();
     // After a preemption its last steps may still be in flight: their tokens belong into the slot.
     if (sequence.steps_in_flight() > 0 || builder_.RoomFor(sequence) == 0) return;
-    if (!FitsBesideRunning(Demand(sequence))) return;
-    Open(sequence, cohort, 0);
+    const std::optional<Donor> donor = FindDonor(sequence);
+    if (!donor.has_value()) return;
+    if (!FitsBesideRunning(Demand(sequence) - donor->num_blocks)) return;
+    Open(sequence, cohort, *donor);
     TryAddRow(sequence);
     CHECK(sequence.last_step() == next_step_, "sequence {} was opened without a row",
           sequence.id().value);
@@ -160,10 +162,34 @@ bool Scheduler::FitsBesideRunning(int32_t demand) const {
   return promised <= blocks_.num_free();
 }
 
-void Scheduler::Open(Sequence& sequence, int32_t cohort, int32_t num_shared_blocks) {
+std::optional<Scheduler::Donor> Scheduler::FindDonor(const Sequence& sequence) const {
+  if (!sequence.group().has_value()) return Donor{};
+  // The last token is run by each, since it draws from it.
+  const int32_t most = std::min(sequence.num_prompt_tokens(), sequence.num_tokens() - 1);
+  const int32_t num_blocks = most / limits_.step.tokens_per_block;
+  bool one_runs = false;
+  for (int32_t cohort = 0; cohort < cohorts_.num_cohorts(); ++cohort) {
+    for (const Sequence* running : cohorts_.at(cohort)) {
+      if (running->group() != sequence.group()) continue;
+      if (running->num_planned() >= num_blocks * limits_.step.tokens_per_block) {
+        return Donor{running, num_blocks};
+      }
+      one_runs = true;
+    }
+  }
+  if (one_runs) return std::nullopt;
+  return Donor{};
+}
+
+void Scheduler::Open(Sequence& sequence, int32_t cohort, Donor donor) {
   waiting_.erase(&sequence);
   sequence.ReserveMemory(limits_.step.tokens_per_block);
-  sequence.Open(free_slots_.back(), num_shared_blocks * limits_.step.tokens_per_block);
+  for (int32_t i = 0; i < donor.num_blocks; ++i) {
+    const BlockId block = donor.sequence->blocks()[static_cast<size_t>(i)];
+    blocks_.Share(block);
+    sequence.AddBlock(block);
+  }
+  sequence.Open(free_slots_.back(), donor.num_blocks * limits_.step.tokens_per_block);
   free_slots_.pop_back();
   cohorts_.Insert(cohort, &sequence);
   builder_.Open(sequence);

@@ -93,7 +93,14 @@ class Scheduler {
   // Blocks that `sequence` lacks to hold all its tokens and grow by one block.
   int32_t Demand(const Sequence& sequence) const;
   bool FitsBesideRunning(int32_t demand) const;
-  void Open(Sequence& sequence, int32_t cohort, int32_t num_shared_blocks);
+  // Who holds the full blocks of this sequence's prompt, and how many it may share. No member of its group runs: nobody and
+  // none. nullopt: one is still on its way through the prompt, and waiting for it is cheaper than to compute it twice.
+  struct Donor {
+    const Sequence* sequence = nullptr;
+    int32_t num_blocks = 0;
+  };
+  std::optional<Donor> FindDonor(const Sequence& sequence) const;
+  void Open(Sequence& sequence, int32_t cohort, Donor donor);
   // Gives slot and blocks back; the next plan closes the slot.
   void LeaveRunning(Sequence& sequence, Sequence::State next);
   void Preempt(Sequence& sequence);

@@ -38,8 +38,8 @@ struct SequenceOptions {
   StopRules stop;
   bool scores_prompt = false;        // log-probabilities of the prompt's tokens, too
   int32_t priority = 0;              // lower runs earlier
-  // Another choice of the same prompt, admitted earlier: while it runs, its full prompt blocks are shared.
-  std::optional<SequenceId> sibling;
+  // Sequences of one group have the same prompt: its full blocks are computed once and shared while one of them runs.
+  std::optional<SequenceId> group;
 };
 
 // State machine: waiting -> running -> finished, and running -> waiting when preempted or rewound. A sequence knows
@@ -55,7 +55,7 @@ class Sequence {
   const step::SamplingParams& sampling() const { return options_.sampling; }
   const StopRules& stop() const { return options_.stop; }
   bool scores_prompt() const { return options_.scores_prompt; }
-  std::optional<SequenceId> sibling() const { return options_.sibling; }
+  std::optional<SequenceId> group() const { return options_.group; }
   int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   // Output tokens at most.
   int32_t max_output_tokens() const { return max_output_tokens_; }

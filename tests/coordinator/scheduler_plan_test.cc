@@ -227,6 +227,49 @@ TEST(SchedulerPlan, CancelFreesBlocksAtOnceAndIsSilent) {
   EXPECT_EQ(h.blocks.num_free(), 8);
 }
 
+// Two choices of nine tokens in blocks of four: the second shares two blocks and computes the ninth token itself.
+TEST(SchedulerPlan, ChoicesOfOnePromptShareItsFullBlocks) {
+  SchedulerHarness h(SmallLimits());
+  for (int64_t id = 1; id <= 2; ++id) {
+    SequenceOptions options = h.Options(id, 9, 3);
+    options.prompt = Prompt(1, 0, 9);
+    options.group = SequenceId{1};
+    ASSERT_TRUE(h.Add(std::move(options)).ok());
+  }
+  StepPlan want = Base(0);
+  want.opened = {Opened(0, 1, 9, Blocks({0, 1, 2})), Opened(1, 1, 9, Blocks({0, 1, 3}))};
+  want.opened[1].sequence = SequenceId{2};
+  want.rows = {Row(0, 0, 9), Row(1, 8, 1)};
+  want.tokens = Join(Prompt(1, 0, 9), Prompt(1, 8, 9));
+  want.samples = {Draws(0, 8), Draws(1, 9)};
+  EXPECT_EQ(h.Plan(), want);
+  EXPECT_EQ(h.blocks.num_free(), 4);
+  EXPECT_THAT(h.Commit(), ElementsAre(Token(1, h.Drawn(1, 9, 0), 0), Token(2, h.Drawn(1, 9, 0), 1)));
+  h.scheduler.Cancel(SequenceId{1});
+  EXPECT_EQ(h.blocks.num_free(), 5) << "two of its blocks are shared";
+  h.Plan();
+  EXPECT_THAT(h.Commit(), ElementsAre(Token(2, h.Drawn(1, 9, 1), 0)));
+  h.scheduler.Cancel(SequenceId{2});
+  EXPECT_EQ(h.blocks.num_free(), 8);
+}
+
+TEST(SchedulerPlan, AChoiceWaitsForThePromptThatAnotherIsComputing) {
+  SchedulerLimits limits = SmallLimits();
+  limits.max_num_batched_tokens = 6;
+  limits.stages = 2;
+  SchedulerHarness h(limits);
+  for (int64_t id = 1; id <= 2; ++id) {
+    SequenceOptions options = h.Options(id, 9, 3);
+    options.prompt = Prompt(1, 0, 9);
+    options.group = SequenceId{1};
+    ASSERT_TRUE(h.Add(std::move(options)).ok());
+  }
+  EXPECT_THAT(h.Plan().rows, ElementsAre(Row(0, 0, 6)));
+  // The other cohort has nothing: its one candidate waits.
+  EXPECT_THAT(h.Plan().rows, ElementsAre(Row(0, 6, 3)));
+  EXPECT_THAT(h.Plan().rows, ElementsAre(Row(1, 8, 1)));
+}
+
 TEST(SchedulerPlan, CohortsTakeTurnsAndFillThePipeline) {
   SchedulerLimits limits = SmallLimits();
   limits.stages = 2;

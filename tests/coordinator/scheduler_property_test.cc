@@ -56,6 +56,7 @@ Outcome RunAlone(const SequenceOptions& request, int32_t vocabulary) {
 class Story {
  public:
   explicit Story(uint64_t seed) : random_(seed), h_(RandomLimits()) {}
+  int64_t num_preemptions() const { return h_.scheduler.num_preemptions(); }
 
   void Run() {
     const int num_requests = Between(1, 24);
@@ -131,6 +132,19 @@ class Story {
     if (Between(0, 3) == 0) request.stop.stop_tokens = {5, 6};
     request.scores_prompt = request.stop.max_tokens == 0 || Between(0, 4) == 0;
     request.priority = Between(0, 5) == 0 ? Between(-1, 1) : 0;
+    // Sometimes another choice of the prompt before.
+    if (!last_.prompt.empty() && Between(0, 2) == 0) {
+      request.prompt = last_.prompt;
+      request.stop = last_.stop;
+      request.scores_prompt = false;
+      request.priority = last_.priority;
+      if (!last_.group.has_value()) last_.group = SequenceId{-id};
+      request.group = last_.group;
+      if (request.stop.max_tokens == 0) request.stop.max_tokens = 1;
+    } else {
+      request.group = SequenceId{-id};
+    }
+    last_ = request;
     expected_[request.id] = RunAlone(request, h_.limits.step.vocabulary);
     const absl::Status admitted = h_.Add(std::move(request));
     EXPECT_TRUE(admitted.ok()) << Message(admitted);
@@ -196,15 +210,20 @@ class Story {
   std::map<SequenceId, Outcome> expected_;   // of sequences that have not ended
   std::map<SequenceId, Outcome> got_;
   std::deque<std::set<int64_t>> in_flight_;
+  SequenceOptions last_;
   int64_t epoch_ = 1;
 };
 
 TEST(SchedulerProperty, EachSequenceGetsWhatItWouldGetAlone) {
+  int64_t num_preemptions = 0;
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Story(seed).Run();
+    Story story(seed);
+    story.Run();
     if (HasFailure()) return;
+    num_preemptions += story.num_preemptions();
   }
+  EXPECT_GT(num_preemptions, static_cast<int64_t>(kSeeds) / 4) << "blocks were hardly ever short";
 }
 
 }  // namespace
