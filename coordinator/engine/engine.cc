@@ -1,6 +1,6 @@
 #include "coordinator/engine/engine.h"
 
-#include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -161,6 +161,7 @@ class Engine::Impl {
       }
       why = core_.RunOnce();
       if (!why.ok()) break;
+      if (gives_up_) core_.CloseAll(Unavailable("the server is shutting down"));
       why = Publish();
       if (!why.ok()) break;
       if (core_.idle()) mailbox_.WaitUntil(clock_.Now() + limits::kEngineIdle);
@@ -174,7 +175,6 @@ class Engine::Impl {
     if (core_.steps_committed() > seen_.steps_committed || seen_.num_requests == 0) {
       last_progress_ = clock_.Now();
     }
-    if (gives_up_) core_.CloseAll(Unavailable("the server is shutting down"));
     seen_ = {num_taken_, core_.num_requests(), core_.num_running(), core_.num_waiting(),
              core_.steps_committed()};
     if (phase_ == Phase::kDraining) changed_.notify_all();
@@ -218,6 +218,7 @@ class Engine::Impl {
   const std::shared_ptr<EngineSignals> signals_;
   EngineCore core_;               // engine thread, once started
   int64_t num_taken_ = 0;         // engine thread
+  std::atomic<bool> gives_up_ = false;   // the time to drain is over
   BoundedQueue<Submission> mailbox_;
   std::thread thread_;
 
@@ -225,7 +226,6 @@ class Engine::Impl {
   std::condition_variable changed_;
   Phase phase_ = Phase::kNew;     // guarded by mutex_, and so on
   absl::Status failure_;
-  bool gives_up_ = false;         // the time to drain is over
   int64_t num_submitted_ = 0;
   Snapshot seen_;
   absl::Time last_progress_ = absl::InfinitePast();
