@@ -30,17 +30,19 @@ PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
 }
 
 // memcpy, because a mapped file promises no alignment. The panel is already zero where there is no
-// row.
+// row. Columns are taken some at a time, so that the 16 rows meet in the first-level cache.
 template <class Element>
 void PackPanel(const PanelRows& rows, int64_t cols, std::byte* panel) {
-  for (int64_t n = 0; n < cpu::kLanes; ++n) {
-    const std::byte* from = rows[static_cast<size_t>(n)];
-    if (from == nullptr) continue;
-    std::byte* to = panel + n * static_cast<int64_t>(sizeof(Element));
-    for (int64_t k = 0; k < cols; ++k) {
-      std::memcpy(to, from, sizeof(Element));
-      from += sizeof(Element);
-      to += cpu::kLanes * static_cast<int64_t>(sizeof(Element));
+  constexpr int64_t kBlockCols = 256;
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(Element));
+  for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
+    const int64_t end = std::min(cols, begin + kBlockCols);
+    for (int64_t n = 0; n < cpu::kLanes; ++n) {
+      const std::byte* row = rows[static_cast<size_t>(n)];
+      if (row == nullptr) continue;
+      for (int64_t k = begin; k < end; ++k) {
+        std::memcpy(panel + (k * cpu::kLanes + n) * kBytes, row + k * kBytes, sizeof(Element));
+      }
     }
   }
 }
