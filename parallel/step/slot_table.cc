@@ -17,8 +17,8 @@ int32_t MaxFirstPosition(int32_t num_blocks, int32_t num_tokens, int32_t tokens_
 SlotTable::SlotTable(const StepLimits& limits) : tokens_per_block_(limits.tokens_per_block) {
   CHECK(limits.num_slots >= 0 && limits.tokens_per_block > 0);
   slots_.resize(static_cast<size_t>(limits.num_slots));
-  const int64_t longest = (int64_t{limits.max_model_len} + limits.tokens_per_block - 1) /
-                          limits.tokens_per_block;
+  const int64_t longest =
+      (int64_t{limits.max_model_len} + limits.tokens_per_block - 1) / limits.tokens_per_block;
   const int64_t capacity = std::min<int64_t>(longest, limits.num_blocks);
   for (Slot& slot : slots_) slot.blocks.reserve(static_cast<size_t>(capacity));
 }
@@ -93,7 +93,8 @@ void SlotTable::ApplyRowsAndSamples(const StepPlan& plan) {
     const Sample& sample = plan.samples[i];
     if (sample.kind != Sample::Kind::kDraw) continue;
     Slot& slot = mutable_at(sample.slot);
-    // A fork may draw from the row of its origin; either way it goes on after the token it drew from.
+    // A fork may draw from the row of its origin; either way it goes on after the token it drew
+    // from.
     slot.num_positions = finder_.PositionOf(sample.token_index) + 1;
     slot.last_draw = Draw{{plan.id, static_cast<int32_t>(i)}, slot.num_positions};
   }

@@ -1,5 +1,6 @@
-// What the plans so far have opened: per slot its blocks, sampling and tokens. A pure state machine, applied alike by
-// the coordinator and every worker, and changed by nothing but plans; a new epoch starts with an empty one.
+// What the plans so far have opened: per slot its blocks, sampling and tokens. A pure state
+// machine, applied alike by the coordinator and every worker, and changed by nothing but plans; a
+// new epoch starts with an empty one.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +26,10 @@ class SlotTable {
     std::optional<SequenceId> forked_from;
     std::vector<BlockId> blocks;
     SamplingParams sampling;
-    std::vector<TokenId> tokens;     // what it was opened with: prompt and committed output
+    std::vector<TokenId> tokens;  // what it was opened with: prompt and committed output
     int32_t num_prompt_tokens = 0;
-    // Where the next row starts at the latest: the end of the row before. Without one, what its first blocks cover,
-    // since only the coordinator knows how far a cached prefix is filled.
+    // Where the next row starts at the latest: the end of the row before. Without one, what its
+    // first blocks cover, since only the coordinator knows how far a cached prefix is filled.
     int32_t num_positions = 0;
     std::optional<Draw> last_draw;
     friend bool operator==(const Slot&, const Slot&) = default;
@@ -37,7 +38,8 @@ class SlotTable {
   // Takes memory for every slot's block list, so that appending later takes none.
   explicit SlotTable(const StepLimits& limits);
 
-  // Applies what a valid plan says, in the order closes, opens, appends, rows, samples. CHECKs what Validate promises.
+  // Applies what a valid plan says, in the order closes, opens, appends, rows, samples. CHECKs what
+  // Validate promises.
   void Apply(const StepPlan& plan);
 
   const Slot& at(SlotId slot) const { return slots_[static_cast<size_t>(slot.value)]; }
@@ -63,7 +65,8 @@ class SlotTable {
   RowFinder finder_;
 };
 
-// How many blocks a fork takes over from a slot with so many prompt tokens and blocks: those the prompt fills wholly.
+// How many blocks a fork takes over from a slot with so many prompt tokens and blocks: those the
+// prompt fills wholly.
 int32_t NumForkedBlocks(int32_t num_prompt_tokens, int32_t num_blocks, int32_t tokens_per_block);
 // Where the first row of a slot opened with so many blocks and tokens may start at the latest.
 int32_t MaxFirstPosition(int32_t num_blocks, int32_t num_tokens, int32_t tokens_per_block);

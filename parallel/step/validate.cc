@@ -1,5 +1,6 @@
-// Walks a plan in the order of its effects over an overlay of the slots it touches, so that each item is judged by the
-// state the items before it leave behind, while the table itself stays as it is.
+// Walks a plan in the order of its effects over an overlay of the slots it touches, so that each
+// item is judged by the state the items before it leave behind, while the table itself stays as it
+// is.
 #include <algorithm>
 #include <cmath>
 
@@ -56,8 +57,8 @@ absl::Status CheckNumbers(const SamplingParams& p, const StepLimits& limits) {
 absl::Status CheckSampling(const SamplingParams& p, const StepLimits& limits) {
   RETURN_IF_ERROR(CheckNumbers(p, limits));
   if (std::ssize(p.logit_bias) > limits::kMaxLogitBias) {
-    return InvalidArgument("logit_bias: expected at most {} entries, got {}",
-                           limits::kMaxLogitBias, p.logit_bias.size());
+    return InvalidArgument("logit_bias: expected at most {} entries, got {}", limits::kMaxLogitBias,
+                           p.logit_bias.size());
   }
   for (const auto& [token, bias] : p.logit_bias) {
     if (token < 0 || token >= limits.vocabulary || !std::isfinite(bias)) {
@@ -77,7 +78,8 @@ absl::Status CheckSampling(const SamplingParams& p, const StepLimits& limits) {
   return Annotate(CheckTokens(p.stop_tokens, limits.vocabulary), "stop_tokens");
 }
 
-// What a slot will be once the items checked so far have been applied. Vectors are counted, not copied.
+// What a slot will be once the items checked so far have been applied. Vectors are counted, not
+// copied.
 struct SlotView {
   bool open = false;
   SequenceId sequence;
@@ -161,8 +163,8 @@ class PlanValidator::Checker {
   const StepLimits limits_;
   const StepPlan* plan_ = nullptr;
   const SlotTable* slots_ = nullptr;
-  std::vector<SlotView> views_;       // by slot
-  std::vector<int64_t> views_of_;     // which plan, by number, a view belongs to; others are stale
+  std::vector<SlotView> views_;    // by slot
+  std::vector<int64_t> views_of_;  // which plan, by number, a view belongs to; others are stale
   int64_t num_plans_ = 0;
   int64_t tokens_seen_ = 0;
   std::vector<BlockUse> block_uses_;
@@ -226,15 +228,16 @@ absl::Status PlanValidator::Checker::CheckClose(const SlotId& id) {
   return absl::OkStatus();
 }
 
-absl::Status PlanValidator::Checker::CheckBlocks(absl::Span<const BlockId> blocks, int32_t num_before) const {
+absl::Status PlanValidator::Checker::CheckBlocks(absl::Span<const BlockId> blocks,
+                                                 int32_t num_before) const {
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (blocks[i].value < 0 || blocks[i].value >= limits_.num_blocks) {
       return InvalidArgument("blocks[{}]: expected 0 to {}, got {}", i, limits_.num_blocks - 1,
                              blocks[i].value);
     }
   }
-  const int64_t longest = (int64_t{limits_.max_model_len} + limits_.tokens_per_block - 1) /
-                          limits_.tokens_per_block;
+  const int64_t longest =
+      (int64_t{limits_.max_model_len} + limits_.tokens_per_block - 1) / limits_.tokens_per_block;
   if (num_before + std::ssize(blocks) > longest) {
     return InvalidArgument("blocks: expected at most {} of one slot, got {} + {}", longest,
                            num_before, blocks.size());
@@ -259,8 +262,8 @@ absl::Status PlanValidator::Checker::CheckOpen(const SlotOpen& opened) {
                              origin->num_prompt_tokens, opened.num_prompt_tokens);
     }
     next.forked_from = origin->sequence;
-    next.num_blocks = NumForkedBlocks(origin->num_prompt_tokens, origin->num_blocks,
-                                      limits_.tokens_per_block);
+    next.num_blocks =
+        NumForkedBlocks(origin->num_prompt_tokens, origin->num_blocks, limits_.tokens_per_block);
     // A fork of a fork opened in this very plan finds the prompt where its origin found it.
     const bool shared = !origin->shared_tokens.empty();
     next.shared_tokens = (shared ? origin->shared_tokens : origin->own_tokens)
@@ -273,15 +276,15 @@ absl::Status PlanValidator::Checker::CheckOpen(const SlotOpen& opened) {
                            opened.num_prompt_tokens);
   }
   if (num_tokens > limits_.max_model_len) {
-    return InvalidArgument("tokens: expected at most {} of one slot, got {}",
-                           limits_.max_model_len, num_tokens);
+    return InvalidArgument("tokens: expected at most {} of one slot, got {}", limits_.max_model_len,
+                           num_tokens);
   }
   RETURN_IF_ERROR(CheckTokens(opened.tokens, limits_.vocabulary));
   RETURN_IF_ERROR(CheckBlocks(opened.blocks, next.num_blocks));
   RETURN_IF_ERROR(Annotate(CheckSampling(opened.sampling, limits_), "sampling"));
   next.num_blocks += static_cast<int32_t>(opened.blocks.size());
-  next.num_positions = MaxFirstPosition(next.num_blocks, static_cast<int32_t>(num_tokens),
-                                        limits_.tokens_per_block);
+  next.num_positions =
+      MaxFirstPosition(next.num_blocks, static_cast<int32_t>(num_tokens), limits_.tokens_per_block);
   *slot = next;
   return absl::OkStatus();
 }
@@ -328,9 +331,8 @@ absl::Status PlanValidator::Checker::CheckRow(const StepRow& row) {
     return InvalidArgument("first_position: expected 0 to {}, got {}", slot->num_positions,
                            row.first_position);
   }
-  const int64_t covered =
-      std::min<int64_t>(int64_t{slot->num_blocks} * limits_.tokens_per_block,
-                        limits_.max_model_len);
+  const int64_t covered = std::min<int64_t>(int64_t{slot->num_blocks} * limits_.tokens_per_block,
+                                            limits_.max_model_len);
   if (row.num_tokens < 1 || row.num_tokens > covered - row.first_position) {
     return InvalidArgument("num_tokens: expected 1 to {} from position {}, got {}",
                            covered - row.first_position, row.first_position, row.num_tokens);
@@ -347,7 +349,8 @@ absl::Status PlanValidator::Checker::CheckRow(const StepRow& row) {
   return absl::OkStatus();
 }
 
-absl::Status PlanValidator::Checker::CheckRowTokens(const StepRow& row, const SlotView& slot) const {
+absl::Status PlanValidator::Checker::CheckRowTokens(const StepRow& row,
+                                                    const SlotView& slot) const {
   const int64_t num_shared = std::ssize(slot.shared_tokens);
   const int64_t num_known = num_shared + std::ssize(slot.own_tokens);
   for (int64_t i = 0; i < row.num_tokens; ++i) {
@@ -372,8 +375,9 @@ absl::Status PlanValidator::Checker::CheckSource(const StepRow& row, const SlotV
   }
   const SlotTable::Draw wanted{*row.first_token, row.first_position};
   if (!slot.last_draw.has_value() || *slot.last_draw != wanted) {
-    return InvalidArgument("first_token: sample {} of step {} is not the slot's draw for position {}",
-                           wanted.source.sample, wanted.source.step.value, wanted.position);
+    return InvalidArgument(
+        "first_token: sample {} of step {} is not the slot's draw for position {}",
+        wanted.source.sample, wanted.source.step.value, wanted.position);
   }
   const int64_t age = plan_->id.value - wanted.source.step.value;
   if (age >= limits_.max_steps_in_flight) {

@@ -85,7 +85,8 @@ void Encode(const step::SamplingParams& p, pb::SamplingParams& out) {
 absl::Status Decode(const pb::SamplingParams& in, step::SamplingParams& p) {
   RETURN_IF_ERROR(CheckEqual("logit_bias", {in.bias_tokens_size(), in.bias_values_size()}));
   RETURN_IF_ERROR(CheckCount("logit_bias", in.bias_tokens_size(), limits::kMaxLogitBias));
-  RETURN_IF_ERROR(CheckCount("allowed_tokens", in.allowed_tokens_size(), limits::kMaxAllowedTokens));
+  RETURN_IF_ERROR(
+      CheckCount("allowed_tokens", in.allowed_tokens_size(), limits::kMaxAllowedTokens));
   RETURN_IF_ERROR(CheckCount("stop_tokens", in.stop_tokens_size(), limits::kMaxStopTokens));
   p.temperature = in.temperature();
   p.top_k = in.top_k();
@@ -148,10 +149,10 @@ void EncodeRows(const step::StepPlan& plan, pb::Rows& out) {
 
 absl::Status DecodeRows(const pb::Rows& in, std::vector<step::StepRow>& rows) {
   RETURN_IF_ERROR(CheckCount("rows", in.slots_size(), limits::kMaxSequences));
+  RETURN_IF_ERROR(
+      CheckEqual("rows", {in.slots_size(), in.first_positions_size(), in.num_tokens_size()}));
   RETURN_IF_ERROR(CheckEqual(
-      "rows", {in.slots_size(), in.first_positions_size(), in.num_tokens_size()}));
-  RETURN_IF_ERROR(CheckEqual("rows: sources", {in.source_rows_size(), in.source_steps_size(),
-                                               in.source_samples_size()}));
+      "rows: sources", {in.source_rows_size(), in.source_steps_size(), in.source_samples_size()}));
   rows.resize(static_cast<size_t>(in.slots_size()));
   for (int i = 0; i < in.slots_size(); ++i) {
     step::StepRow& row = rows[static_cast<size_t>(i)];
@@ -182,8 +183,8 @@ void EncodeSamples(const step::StepPlan& plan, pb::Samples& out) {
 
 absl::Status DecodeSamples(const pb::Samples& in, std::vector<step::Sample>& samples) {
   RETURN_IF_ERROR(CheckCount("samples", in.kinds_size(), limits::kMaxStepTokens));
-  RETURN_IF_ERROR(CheckEqual("samples", {in.kinds_size(), in.slots_size(),
-                                         in.token_indices_size(), in.targets_size()}));
+  RETURN_IF_ERROR(CheckEqual(
+      "samples", {in.kinds_size(), in.slots_size(), in.token_indices_size(), in.targets_size()}));
   samples.resize(static_cast<size_t>(in.kinds_size()));
   for (int i = 0; i < in.kinds_size(); ++i) {
     const int32_t last = static_cast<int32_t>(step::Sample::Kind::kVerify);
@@ -312,8 +313,7 @@ absl::StatusOr<step::StepResult> DecodeResult(std::string_view bytes) {
   step::StepResult result;
   result.id = StepId{message.id()};
   result.epoch = Epoch{message.epoch()};
-  RETURN_IF_ERROR(
-      Annotate(DecodeSampleResults(message.samples(), result.samples), "step result"));
+  RETURN_IF_ERROR(Annotate(DecodeSampleResults(message.samples(), result.samples), "step result"));
   RETURN_IF_ERROR(CheckCount("step result: timings", message.timings_size(), limits::kMaxRanks));
   for (const pb::RankTiming& timing : message.timings()) {
     result.timings.push_back({Rank{timing.rank()}, absl::Nanoseconds(timing.busy_ns()),

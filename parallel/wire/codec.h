@@ -1,8 +1,8 @@
 // Plans and results as bytes (proto/step.proto), and back.
 //
-// Decoding trusts nothing: columns must agree in length, kinds must exist, and counts stay within limits.h, so that what
-// comes out is a plain value of bounded size. Whether a plan is legal is for step::Validate, which every receiver asks.
-// Pure; any thread.
+// Decoding trusts nothing: columns must agree in length, kinds must exist, and counts stay within
+// limits.h, so that what comes out is a plain value of bounded size. Whether a plan is legal is for
+// step::Validate, which every receiver asks. Pure; any thread.
 #pragma once
 
 #include <string>

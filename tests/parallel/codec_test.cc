@@ -41,7 +41,8 @@ TEST(Codec, ADecodeStepOf256SequencesFitsAFewKilobytes) {
   EXPECT_LT(EncodePlan(plan).size(), 6000u);
 }
 
-// Bytes changed, cut off and invented: an error or a value, never a crash, and what is accepted can be sent again.
+// Bytes changed, cut off and invented: an error or a value, never a crash, and what is accepted can
+// be sent again.
 TEST(Codec, GarbageIsAnErrorOrAValue) {
   int refused = 0;
   int accepted = 0;

@@ -7,7 +7,9 @@
 namespace polyreme::step {
 namespace {
 
-bool Flip(std::mt19937_64& random) { return Uniform(random, 0, 1) == 1; }
+bool Flip(std::mt19937_64& random) {
+  return Uniform(random, 0, 1) == 1;
+}
 
 std::vector<TokenId> RandomTokens(std::mt19937_64& random, int32_t count, int32_t vocabulary) {
   std::vector<TokenId> tokens(static_cast<size_t>(count));
@@ -58,9 +60,8 @@ StepResult RandomResult(std::mt19937_64& random, const StepPlan& plan, const Ste
   for (const Sample& asked : plan.samples) {
     SampleResult& sample = result.samples.emplace_back();
     sample.finite = Uniform(random, 0, 9) > 0;
-    sample.token = asked.kind == Sample::Kind::kDraw
-                       ? Uniform(random, 0, limits.vocabulary - 1)
-                       : asked.target;
+    sample.token = asked.kind == Sample::Kind::kDraw ? Uniform(random, 0, limits.vocabulary - 1)
+                                                     : asked.target;
     sample.logprob = -static_cast<float>(Uniform(random, 0, 1000)) / 64.0f;
     sample.rank = Uniform(random, 1, limits.vocabulary);
     for (int32_t i = Uniform(random, 0, 3); i > 0; --i) {
@@ -76,7 +77,9 @@ StepResult RandomResult(std::mt19937_64& random, const StepPlan& plan, const Ste
 RandomPlans::RandomPlans(uint64_t seed, const StepLimits& limits)
     : limits_(limits), random_(seed), table_(limits) {}
 
-BlockId RandomPlans::AnyBlock() { return BlockId{Uniform(random_, 0, limits_.num_blocks - 1)}; }
+BlockId RandomPlans::AnyBlock() {
+  return BlockId{Uniform(random_, 0, limits_.num_blocks - 1)};
+}
 
 StepPlan RandomPlans::Next() {
   StepPlan plan;
@@ -92,8 +95,7 @@ StepPlan RandomPlans::Next() {
       AddRow(plan, SlotId{i});
     }
   }
-  CHECK(Validate(plan, table_, limits_).ok(), "{}",
-        Message(Validate(plan, table_, limits_)));
+  CHECK(Validate(plan, table_, limits_).ok(), "{}", Message(Validate(plan, table_, limits_)));
   table_.Apply(plan);
   return plan;
 }
@@ -125,10 +127,10 @@ void RandomPlans::OpenSome(StepPlan& plan) {
 void RandomPlans::AddRow(StepPlan& plan, SlotId id) {
   const SlotTable::Slot& slot = table_.at(id);
   const int32_t budget = limits_.max_step_tokens - static_cast<int32_t>(plan.tokens.size());
-  const bool feed = slot.last_draw.has_value() &&
-                    plan.id.value - slot.last_draw->source.step.value <
-                        limits_.max_steps_in_flight &&
-                    slot.last_draw->position < limits_.max_model_len && Flip(random_);
+  const bool feed =
+      slot.last_draw.has_value() &&
+      plan.id.value - slot.last_draw->source.step.value < limits_.max_steps_in_flight &&
+      slot.last_draw->position < limits_.max_model_len && Flip(random_);
   const int32_t first = feed ? slot.last_draw->position : slot.num_positions;
   const int32_t room = std::min(budget, limits_.max_model_len - first);
   if (room < 1) return;
@@ -152,7 +154,8 @@ void RandomPlans::AddRow(StepPlan& plan, SlotId id) {
   const int32_t last = static_cast<int32_t>(plan.tokens.size()) - 1;
   if (std::ssize(plan.samples) + 2 > limits_.max_step_samples) return;
   if (Flip(random_)) {
-    plan.samples.push_back({Sample::Kind::kScore, id, last - Uniform(random_, 0, row.num_tokens - 1),
+    plan.samples.push_back({Sample::Kind::kScore, id,
+                            last - Uniform(random_, 0, row.num_tokens - 1),
                             Uniform(random_, 0, limits_.vocabulary - 1)});
   }
   if (Flip(random_)) plan.samples.push_back({Sample::Kind::kDraw, id, last, 0});

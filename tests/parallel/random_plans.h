@@ -1,4 +1,5 @@
-// Legal plans made at random from a seed: what a coordinator could send, in any order that it could choose.
+// Legal plans made at random from a seed: what a coordinator could send, in any order that it could
+// choose.
 #pragma once
 
 #include <cstdint>

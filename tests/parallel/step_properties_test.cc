@@ -15,8 +15,13 @@ constexpr int kSteps = 60;
 // Values at and around every border a field could have.
 template <class Int>
 Int Strange(std::mt19937_64& random, Int value) {
-  const Int choices[] = {static_cast<Int>(value + 1), static_cast<Int>(value - 1), Int{0}, Int{1},
-                         Int{-1}, std::numeric_limits<Int>::max(), std::numeric_limits<Int>::min(),
+  const Int choices[] = {static_cast<Int>(value + 1),
+                         static_cast<Int>(value - 1),
+                         Int{0},
+                         Int{1},
+                         Int{-1},
+                         std::numeric_limits<Int>::max(),
+                         std::numeric_limits<Int>::min(),
                          static_cast<Int>(random() % 128)};
   return choices[random() % std::size(choices)];
 }
@@ -28,18 +33,34 @@ T* AnyOf(std::mt19937_64& random, std::vector<T>& items) {
 
 void MutateLists(std::mt19937_64& random, StepPlan& plan) {
   if (StepRow* row = AnyOf(random, plan.rows); row != nullptr && random() % 3 == 0) {
-    if (row->first_token.has_value()) row->first_token.reset();
-    else row->first_token = TokenSource{StepId{plan.id.value - 1}, 0};
+    if (row->first_token.has_value())
+      row->first_token.reset();
+    else
+      row->first_token = TokenSource{StepId{plan.id.value - 1}, 0};
     return;
   }
   switch (random() % 7) {
-    case 0: if (!plan.rows.empty()) plan.rows.pop_back(); return;
-    case 1: if (!plan.tokens.empty()) plan.tokens.pop_back(); return;
-    case 2: plan.tokens.push_back(3); return;
-    case 3: if (!plan.rows.empty()) plan.rows.push_back(plan.rows.front()); return;
-    case 4: if (!plan.samples.empty()) plan.samples.push_back(plan.samples.front()); return;
-    case 5: if (!plan.opened.empty()) plan.opened.push_back(plan.opened.front()); return;
-    default: plan.closed.push_back(SlotId{Strange(random, 0)}); return;
+    case 0:
+      if (!plan.rows.empty()) plan.rows.pop_back();
+      return;
+    case 1:
+      if (!plan.tokens.empty()) plan.tokens.pop_back();
+      return;
+    case 2:
+      plan.tokens.push_back(3);
+      return;
+    case 3:
+      if (!plan.rows.empty()) plan.rows.push_back(plan.rows.front());
+      return;
+    case 4:
+      if (!plan.samples.empty()) plan.samples.push_back(plan.samples.front());
+      return;
+    case 5:
+      if (!plan.opened.empty()) plan.opened.push_back(plan.opened.front());
+      return;
+    default:
+      plan.closed.push_back(SlotId{Strange(random, 0)});
+      return;
   }
 }
 
@@ -47,34 +68,55 @@ void MutateLists(std::mt19937_64& random, StepPlan& plan) {
 void Mutate(std::mt19937_64& random, StepPlan& plan) {
   const auto change = [&](auto& field) { field = Strange(random, field); };
   switch (random() % 8) {
-    case 0: change(plan.id.value); return;
-    case 1: change(plan.epoch.value); return;
+    case 0:
+      change(plan.id.value);
+      return;
+    case 1:
+      change(plan.epoch.value);
+      return;
     case 2:
       if (SlotOpen* o = AnyOf(random, plan.opened)) {
         switch (random() % 6) {
-          case 0: change(o->slot.value); return;
-          case 1: change(o->num_prompt_tokens); return;
-          case 2: o->fork_of = SlotId{Strange(random, 0)}; return;
-          case 3: if (TokenId* t = AnyOf(random, o->tokens)) change(*t); return;
-          case 4: if (BlockId* b = AnyOf(random, o->blocks)) change(b->value); return;
-          default: change(o->sampling.num_logprobs); return;
+          case 0:
+            change(o->slot.value);
+            return;
+          case 1:
+            change(o->num_prompt_tokens);
+            return;
+          case 2:
+            o->fork_of = SlotId{Strange(random, 0)};
+            return;
+          case 3:
+            if (TokenId* t = AnyOf(random, o->tokens)) change(*t);
+            return;
+          case 4:
+            if (BlockId* b = AnyOf(random, o->blocks)) change(b->value);
+            return;
+          default:
+            change(o->sampling.num_logprobs);
+            return;
         }
       }
       return;
     case 3:
       if (SlotAppend* a = AnyOf(random, plan.appended)) {
-        if (random() % 2 == 0) change(a->slot.value);
-        else change(a->blocks.front().value);
+        if (random() % 2 == 0)
+          change(a->slot.value);
+        else
+          change(a->blocks.front().value);
       }
       return;
     case 4:
-      if (BlockCopy* c = AnyOf(random, plan.copies)) change(random() % 2 == 0 ? c->from.value : c->to.value);
+      if (BlockCopy* c = AnyOf(random, plan.copies))
+        change(random() % 2 == 0 ? c->from.value : c->to.value);
       return;
     case 5:
       if (StepRow* r = AnyOf(random, plan.rows)) {
         const uint64_t which = random() % 4;
-        if (which == 3 && r->first_token.has_value()) change(r->first_token->sample);
-        else change(which == 0 ? r->slot.value : which == 1 ? r->first_position : r->num_tokens);
+        if (which == 3 && r->first_token.has_value())
+          change(r->first_token->sample);
+        else
+          change(which == 0 ? r->slot.value : which == 1 ? r->first_position : r->num_tokens);
       }
       return;
     case 6:
@@ -83,7 +125,9 @@ void Mutate(std::mt19937_64& random, StepPlan& plan) {
         change(which == 0 ? s->slot.value : which == 1 ? s->token_index : s->target);
       }
       return;
-    default: MutateLists(random, plan); return;
+    default:
+      MutateLists(random, plan);
+      return;
   }
 }
 

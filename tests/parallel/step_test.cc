@@ -72,8 +72,7 @@ TEST_F(StepTest, APlanOpensASlotAndMovesItsPositions) {
   EXPECT_EQ(table_.num_open(), 1);
   EXPECT_EQ(table_.last_step(), StepId{0});
   EXPECT_EQ(table_.at(SlotId{0}).num_positions, kPrompt);
-  EXPECT_EQ(table_.at(SlotId{0}).last_draw,
-            (SlotTable::Draw{TokenSource{StepId{0}, 0}, kPrompt}));
+  EXPECT_EQ(table_.at(SlotId{0}).last_draw, (SlotTable::Draw{TokenSource{StepId{0}, 0}, kPrompt}));
 }
 
 TEST_F(StepTest, AFedBackTokenIsTheLatestDrawOfAStepInFlight) {
@@ -94,7 +93,7 @@ TEST_F(StepTest, AFedBackTokenIsTheLatestDrawOfAStepInFlight) {
   late.rows[0].first_token->step = StepId{2};
   late.appended.push_back({SlotId{0}, {BlockId{9}}});
   EXPECT_THAT(Refusal(late), HasSubstr("step 2 is no longer in flight at step 4"));
-  late.rows[0].first_token.reset();   // by now the coordinator knows it
+  late.rows[0].first_token.reset();  // by now the coordinator knows it
   Apply(late);
 }
 
@@ -138,7 +137,7 @@ TEST_F(StepTest, RowsStartNoLaterThanWhatIsWritten) {
   next.rows.push_back({SlotId{0}, 3, 1, {}});
   next.tokens = {13};
   EXPECT_THAT(Refusal(next), HasSubstr("first_position: expected 0 to 2, got 3"));
-  next.rows[0].first_position = 1;   // computed once more
+  next.rows[0].first_position = 1;  // computed once more
   next.tokens = {11};
   EXPECT_TRUE(Validate(next, table_, limits_).ok());
 }
@@ -149,7 +148,7 @@ TEST_F(StepTest, TheFirstRowMayStartBehindACachedPrefix) {
   plan.tokens = {15};
   plan.samples[0].token_index = 0;
   EXPECT_TRUE(Validate(plan, table_, limits_).ok());
-  plan.opened[0].blocks.pop_back();   // four positions are covered, the rest comes as an append
+  plan.opened[0].blocks.pop_back();  // four positions are covered, the rest comes as an append
   plan.appended.push_back({SlotId{0}, {BlockId{8}}});
   EXPECT_THAT(Refusal(plan), HasSubstr("first_position: expected 0 to 4, got 5"));
 }
@@ -165,7 +164,8 @@ TEST_F(StepTest, RowsAreCoveredByBlocksAndByTheLongestSequence) {
 TEST_F(StepTest, RowTokensAreThoseTheSlotWasOpenedWith) {
   StepPlan plan = FirstPlan();
   plan.tokens[3] = 99;
-  EXPECT_THAT(Refusal(plan), HasSubstr("tokens[3]: expected 13, as the slot was opened with, got 99"));
+  EXPECT_THAT(Refusal(plan),
+              HasSubstr("tokens[3]: expected 13, as the slot was opened with, got 99"));
 }
 
 TEST_F(StepTest, ASlotHasOneRowAndOneDraw) {
@@ -188,8 +188,8 @@ TEST_F(StepTest, DrawsAreFromTheLastTokenOfARowAndScoresFromAny) {
   EXPECT_THAT(Refusal(plan), HasSubstr("target: expected 0 to 99, got 100"));
 }
 
-// n = 2 of a prompt of six: the fork shares the first block, draws from the origin's row, and gets a copy of the
-// block that the prompt fills in part.
+// n = 2 of a prompt of six: the fork shares the first block, draws from the origin's row, and gets
+// a copy of the block that the prompt fills in part.
 TEST_F(StepTest, AForkDrawsFromTheRowOfItsOriginAndGoesOnAlone) {
   StepPlan plan = FirstPlan();
   plan.opened.push_back({.slot = SlotId{2},
@@ -251,7 +251,8 @@ TEST(ValidateResult, AnswersItsPlan) {
   result.samples.clear();
   EXPECT_THAT(Message(ValidateResult(result, plan)), HasSubstr("expected 1 samples, got 0"));
   result.epoch = Epoch{2};
-  EXPECT_THAT(Message(ValidateResult(result, plan)), HasSubstr("expected the result of step 0 epoch 1"));
+  EXPECT_THAT(Message(ValidateResult(result, plan)),
+              HasSubstr("expected the result of step 0 epoch 1"));
 }
 
 TEST(Describe, IsOneLine) {

@@ -10,11 +10,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr KvLayout kLayout = {.num_layers = 3,
-                              .tokens_per_block = 4,
-                              .kv_heads = 2,
-                              .head_dim = 6,
-                              .dtype = DType::kF32};
+constexpr KvLayout kLayout = {
+    .num_layers = 3, .tokens_per_block = 4, .kv_heads = 2, .head_dim = 6, .dtype = DType::kF32};
 
 class KvCacheTest : public ::testing::Test {
  protected:

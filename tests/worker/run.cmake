@@ -1,3 +1,8 @@
 polyreme_test(worker_sampler_test
   SOURCES sampler_test.cc
   DEPS polyreme_backend)
+polyreme_test(worker_run_test
+  SOURCES run_test.cc run_layout_test.cc hand_scheduler.cc rank_threads.cc checkpoint_builder.cc
+          count_allocations.cc
+  DEPS polyreme_run
+  TIMEOUT 240)

@@ -1,4 +1,5 @@
-// The CPU's sampler against a naive definition in double precision, and against what probability says.
+// The CPU's sampler against a naive definition in double precision, and against what probability
+// says.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -20,7 +21,8 @@ namespace {
 using ops::SampleSpec;
 constexpr uint32_t kInPrompt = uint32_t{1} << 31;
 
-// Owns what a SampleBatch points to. Logits lie as `shards` ranks would have gathered them, padding filled with NaN.
+// Owns what a SampleBatch points to. Logits lie as `shards` ranks would have gathered them, padding
+// filled with NaN.
 struct Samples {
   Samples(int32_t shard_count, int32_t vocabulary_size)
       : shards(shard_count),
@@ -140,7 +142,7 @@ void ExpectDistributed(const std::vector<int>& counts, const std::vector<double>
     if (probabilities[t] == 0) {
       EXPECT_EQ(counts[t], 0) << "token " << t;
     }
-    if (expected < 8) {   // too rare to judge alone
+    if (expected < 8) {  // too rare to judge alone
       rest_expected += expected;
       rest_seen += counts[t];
       continue;
@@ -159,8 +161,7 @@ void ExpectDistributed(const std::vector<int>& counts, const std::vector<double>
 
 TEST(Philox, AnswersThePublishedVectors) {
   using Words = cpu::PhiloxWords;
-  EXPECT_EQ(cpu::Philox({0, 0, 0, 0}, 0),
-            (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(cpu::Philox({0, 0, 0, 0}, 0), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(cpu::Philox({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, ~uint64_t{0}),
             (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(cpu::Philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, 0x299f31d0a4093822),
@@ -207,7 +208,11 @@ TEST(Sampler, DrawsFollowTheSoftmaxOfTheLogits) {
 
 TEST(Sampler, DrawsFollowTheFilteredDistribution) {
   const std::vector<float> logits = RandomLogits(6, 64, 2.0f);
-  struct Case { int32_t top_k; float top_p; float min_p; };
+  struct Case {
+    int32_t top_k;
+    float top_p;
+    float min_p;
+  };
   for (const Case c : {Case{5, 1, 0}, Case{0, 0.8f, 0}, Case{0, 1, 0.05f}, Case{20, 0.9f, 0.02f}}) {
     SCOPED_TRACE(fmt::format("top_k {} top_p {} min_p {}", c.top_k, c.top_p, c.min_p));
     SampleSpec spec;
@@ -229,7 +234,7 @@ TEST(SampleFilter, KeepsWhatSortingKeeps) {
     const int32_t n = 1 + static_cast<int32_t>(random() % 400);
     std::vector<float> x = RandomLogits(random(), n);
     if (round % 2 == 0) {
-      for (float& v : x) v = std::round(v);   // many equals
+      for (float& v : x) v = std::round(v);  // many equals
     }
     if (round % 5 == 0) std::fill(x.begin(), x.end(), 2.0f);
     const float max = *std::max_element(x.begin(), x.end());
@@ -293,21 +298,21 @@ TEST(Sampler, PenaltiesCountPromptAndOutput) {
   samples.counts = {kInPrompt, 2, kInPrompt | 1, 0};
   SampleSpec spec = Greedy();
   spec.repetition_penalty = 2.0f;
-  samples.Add({3.0f, 2.5f, 2.4f, 1.6f}) = spec;   // 1.5, 1.25, 1.2, 1.6
+  samples.Add({3.0f, 2.5f, 2.4f, 1.6f}) = spec;  // 1.5, 1.25, 1.2, 1.6
   samples.Run();
   EXPECT_EQ(samples.outputs[0].token, 3);
-  EXPECT_EQ(samples.counts[3], 1u);   // the op counts what it draws
+  EXPECT_EQ(samples.counts[3], 1u);  // the op counts what it draws
 
   Samples negative(1, 2);
   negative.counts = {1, 0};
-  negative.Add({-1.0f, -1.9f}) = spec;            // -2, -1.9
+  negative.Add({-1.0f, -1.9f}) = spec;  // -2, -1.9
   negative.Run();
   EXPECT_EQ(negative.outputs[0].token, 1);
 
   Samples presence(1, 3);
   presence.counts = {kInPrompt, 3, 0};
   spec = Greedy();
-  spec.presence_penalty = 1.0f;                   // prompts do not count: 2, 1.5, 1.9
+  spec.presence_penalty = 1.0f;  // prompts do not count: 2, 1.5, 1.9
   presence.Add({2.0f, 2.5f, 1.9f}) = spec;
   presence.Run();
   EXPECT_EQ(presence.outputs[0].token, 0);
@@ -315,7 +320,7 @@ TEST(Sampler, PenaltiesCountPromptAndOutput) {
   Samples frequency(1, 3);
   frequency.counts = {1, 3, 0};
   spec = Greedy();
-  spec.frequency_penalty = 0.5f;                  // 1.5, 1.5 - 0.1, 1.45
+  spec.frequency_penalty = 0.5f;  // 1.5, 1.5 - 0.1, 1.45
   frequency.Add({2.0f, 2.9f, 1.45f}) = spec;
   frequency.Run();
   EXPECT_EQ(frequency.outputs[0].token, 0);

@@ -20,7 +20,8 @@ int64_t StepScratchBytes(const model::Model& model, const plan::ModelSpec& spec,
   const int64_t num_tokens = options.limits.max_step_tokens;
   const int64_t hidden = num_tokens * spec.width * SizeOf(activations) + kAlignment;
   const int64_t layers = model.layers->ScratchBytes(num_tokens);
-  // Embedding and head run before and after the layers, in the same memory; the embedding's sum needs none.
+  // Embedding and head run before and after the layers, in the same memory; the embedding's sum
+  // needs none.
   int64_t head = 0;
   if (model.head.has_value()) {
     head = model.head->ScratchBytes() +
@@ -51,20 +52,20 @@ absl::Status ModelRunner::Allocate() {
   Device& device = parts_.backend->device();
   ops::Ops& ops = parts_.backend->ops();
   const model::Tools tools{&ops, &parts_.group->tensor()};
+  options_.head_chunk_samples =
+      std::min<int64_t>(options_.head_chunk_samples, options_.limits.max_step_samples);
   ASSIGN_OR_RETURN(model_, model::MakeModel(*parts_.weights, tools, {options_.head_chunk_samples}));
-  scratch_bytes_ =
-      StepScratchBytes(model_, parts_.weights->spec, ops.activation_dtype(), options_);
+  scratch_bytes_ = StepScratchBytes(model_, parts_.weights->spec, ops.activation_dtype(), options_);
   ASSIGN_OR_RETURN(lane_, device.MakeLane(scratch_bytes_));
   // Peers that wait in a collective for this rank fail with it instead of hanging.
-  lane_->SetFailureHook(
-      [group = parts_.group](const absl::Status& why) { group->Abort(why); });
+  lane_->SetFailureHook([group = parts_.group](const absl::Status& why) { group->Abort(why); });
   ASSIGN_OR_RETURN(StepInputs inputs, StepInputs::Make(device, options_.limits));
   inputs_ = std::make_unique<StepInputs>(std::move(inputs));
   if (IsLastStage()) {
     ASSIGN_OR_RETURN(sampler_, Sampler::Make(device, ops, options_.limits));
   }
-  ASSIGN_OR_RETURN(feedback_, TokenFeedback::Make({&device, &ops, lane_.get(), parts_.group},
-                                                  options_.limits));
+  ASSIGN_OR_RETURN(
+      feedback_, TokenFeedback::Make({&device, &ops, lane_.get(), parts_.group}, options_.limits));
   return absl::OkStatus();
 }
 
@@ -106,20 +107,20 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
     in_flight_[static_cast<size_t>(num_enqueued_++) % in_flight_.size()] = step;
     ++stats_.steps;
     stats_.tokens += std::ssize(plan.tokens);
-    stats_.max_steps_in_flight = std::max(stats_.max_steps_in_flight,
-                                          static_cast<int32_t>(num_enqueued_ - num_collected_));
+    stats_.max_steps_in_flight =
+        std::max(stats_.max_steps_in_flight, static_cast<int32_t>(num_enqueued_ - num_collected_));
   }
   return lane_->status();
 }
 
 void ModelRunner::Run(const step::StepPlan& plan) {
-  lane_->Rewind();   // whoever still reads scratch is on the lane too
+  lane_->Rewind();  // whoever still reads scratch is on the lane too
   ops::Ops& ops = parts_.backend->ops();
   const ops::StepBatch batch = inputs_->Upload(*lane_, plan, slots_);
   if (IsLastStage()) sampler_->Upload(*lane_, plan, slots_);
   feedback_->Fetch(plan, inputs_->tokens());
   parts_.cache->Copy(*lane_, ops, inputs_->moves(), static_cast<int32_t>(plan.copies.size()));
-  if (batch.num_tokens == 0) return;   // only slots or copies; every rank sees that alike
+  if (batch.num_tokens == 0) return;  // only slots or copies; every rank sees that alike
   ops::SampleOutput* const outputs = IsLastStage() ? feedback_->OutputsOf(plan.id) : nullptr;
   ops.PrepareAttention(*lane_, batch, model_.layers->heads());
   lane_->Replay(KeyOf(batch), [&] { ForwardStage(batch, outputs); });
@@ -171,6 +172,7 @@ RunnerStats ModelRunner::stats() const {
   const std::lock_guard lock(mutex_);
   RunnerStats stats = stats_;
   stats.fed_back_tokens = feedback_->num_fed_back();
+  stats.overlapped_steps = feedback_->num_overlapped();
   return stats;
 }
 

@@ -1,5 +1,5 @@
-// One rank's part of every step of one epoch: Enqueue puts a plan's work on the lane, Collect waits for its answer while
-// the next step is already running.
+// One rank's part of every step of one epoch: Enqueue puts a plan's work on the lane, Collect waits
+// for its answer while the next step is already running.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +28,16 @@ namespace polyreme::run {
 struct RunnerStats {
   int64_t steps = 0;
   int64_t tokens = 0;
-  int64_t fed_back_tokens = 0;       // rows whose token never went to the coordinator first; first stage
-  int32_t max_steps_in_flight = 0;   // enqueued and not collected
+  // First stage: tokens that never went to the coordinator first, and steps begun while an earlier
+  // one was in a later stage.
+  int64_t fed_back_tokens = 0;
+  int64_t overlapped_steps = 0;
+  int32_t max_steps_in_flight = 0;  // enqueued and not collected, at most
 };
 
-// Made anew for each epoch, with lane, group, slots and feedback; weights and cache outlive it. Takes all its memory in
-// Make. One thread enqueues, one thread collects; Abort and stats: any thread.
+// Made anew for each epoch, with lane, group, slots and feedback; weights and cache outlive it.
+// Takes all its memory in Make. One thread enqueues, one thread collects; Abort and stats: any
+// thread.
 class ModelRunner {
  public:
   // All borrowed and outliving the runner.
@@ -46,7 +50,7 @@ class ModelRunner {
   struct Options {
     step::StepLimits limits;
     Epoch epoch;
-    int64_t head_chunk_samples = 64;   // how many samples' logits are in memory at once
+    int64_t head_chunk_samples = 64;  // how many samples' logits are in memory at once
   };
   // ResourceExhausted: memory; Unimplemented: a family that is not in the table of architectures.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Make(const Parts& parts,
@@ -54,11 +58,12 @@ class ModelRunner {
   // With steps still in flight it ends the group.
   ~ModelRunner();
 
-  // Plans come in StepId order. InvalidArgument: not a legal plan, or of another epoch; ResourceExhausted: more steps in
-  // flight than the limits allow; otherwise the lane's first error.
+  // Plans come in StepId order. InvalidArgument: not a legal plan, or of another epoch;
+  // ResourceExhausted: more steps in flight than the limits allow; otherwise the lane's first
+  // error.
   absl::Status Enqueue(const step::StepPlan& plan);
-  // The oldest step in flight, which must be `step`. The first shard of the last stage answers with samples, every rank
-  // with its timing. The lane's first error, or DeadlineExceeded.
+  // The oldest step in flight, which must be `step`. The first shard of the last stage answers with
+  // samples, every rank with its timing. The lane's first error, or DeadlineExceeded.
   absl::StatusOr<step::StepResult> Collect(StepId step, absl::Time deadline);
 
   // Ends the group: what is in flight fails soon, here and at the peers. The first reason stays.
@@ -88,7 +93,7 @@ class ModelRunner {
   bool Answers() const { return IsLastStage() && place_.shard == 0; }
 
   const Parts parts_;
-  const Options options_;
+  Options options_;
   const plan::Place place_;
   const int32_t num_stages_;
   const Rank rank_;
@@ -98,14 +103,14 @@ class ModelRunner {
   int64_t scratch_bytes_ = 0;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<StepInputs> inputs_;
-  std::unique_ptr<Sampler> sampler_;             // last stage
+  std::unique_ptr<Sampler> sampler_;  // last stage
   std::unique_ptr<TokenFeedback> feedback_;
 
   mutable std::mutex mutex_;
-  std::vector<InFlight> in_flight_;              // guarded by mutex_; a ring of fixed size
-  int64_t num_enqueued_ = 0;                     // guarded by mutex_
-  int64_t num_collected_ = 0;                    // guarded by mutex_
-  RunnerStats stats_;                            // guarded by mutex_
+  std::vector<InFlight> in_flight_;  // guarded by mutex_; a ring of fixed size
+  int64_t num_enqueued_ = 0;         // guarded by mutex_
+  int64_t num_collected_ = 0;        // guarded by mutex_
+  RunnerStats stats_;                // guarded by mutex_
 };
 
 // Bytes of the lane's arena for steps as large as `limits` allow.

@@ -10,7 +10,7 @@
 namespace polyreme::run {
 namespace {
 
-constexpr uint32_t kInPrompt = uint32_t{1} << 31;   // ops::SampleBatch::token_counts
+constexpr uint32_t kInPrompt = uint32_t{1} << 31;  // ops::SampleBatch::token_counts
 
 bool HasPenalty(const step::SamplingParams& p) {
   return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
@@ -44,8 +44,8 @@ absl::Status Sampler::Allocate() {
   ASSIGN_OR_RETURN(allowed_tokens_, Tokens::Make(device_, allowed, buffers));
   ASSIGN_OR_RETURN(top_tokens_, Tokens::Make(device_, tops, buffers));
   ASSIGN_OR_RETURN(top_logprobs_, StagedArray<float>::Make(device_, tops, buffers));
-  ASSIGN_OR_RETURN(host_outputs_, device_.AllocateHost(buffers * samples *
-                                                       int64_t{sizeof(ops::SampleOutput)}));
+  ASSIGN_OR_RETURN(host_outputs_,
+                   device_.AllocateHost(buffers * samples * int64_t{sizeof(ops::SampleOutput)}));
   ASSIGN_OR_RETURN(counts_, device_.Allocate(limits_.num_slots * row_bytes));
   ASSIGN_OR_RETURN(staged_counts_, device_.AllocateHost(row_bytes));
   return absl::OkStatus();
@@ -77,16 +77,17 @@ void Sampler::Upload(Lane& lane, const step::StepPlan& plan, const step::SlotTab
 
 // Only opening fills a row of the table; from then on the op counts what it draws.
 void Sampler::CountTokens(Lane& lane, const step::SlotTable& slots, SlotId id) {
-  const absl::Status uploaded =
-      lane.Wait(counts_uploaded_, MonotonicNow() + limits::kStepPatience);
+  const absl::Status uploaded = lane.Wait(counts_uploaded_, MonotonicNow() + limits::kStepPatience);
   if (!uploaded.ok()) return lane.Fail(uploaded);
   const step::SlotTable::Slot& slot = slots.at(id);
   auto* const counts = static_cast<uint32_t*>(staged_counts_.data());
   std::memset(counts, 0, static_cast<size_t>(staged_counts_.bytes()));
   for (int64_t i = 0; i < std::ssize(slot.tokens); ++i) {
     uint32_t& count = counts[slot.tokens[static_cast<size_t>(i)]];
-    if (i < slot.num_prompt_tokens) count |= kInPrompt;
-    else ++count;
+    if (i < slot.num_prompt_tokens)
+      count |= kInPrompt;
+    else
+      ++count;
   }
   auto* const row = static_cast<uint32_t*>(counts_.data()) + int64_t{id.value} * limits_.vocabulary;
   device_.Upload(lane, counts, staged_counts_.bytes(), row);

@@ -1,5 +1,5 @@
-// From a step's logits to its tokens: what the plan and the slots say about each sample, as arrays on the device, and the
-// outputs back on the host. Last stage only; every shard samples alike.
+// From a step's logits to its tokens: what the plan and the slots say about each sample, as arrays
+// on the device, and the outputs back on the host. Last stage only; every shard samples alike.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,11 @@ class Sampler {
   static absl::StatusOr<std::unique_ptr<Sampler>> Make(Device& device, ops::Ops& ops,
                                                        const step::StepLimits& limits);
 
-  // plan: valid, and applied to `slots`. Counts the tokens of slots that it opens, if their penalties need them.
+  // plan: valid, and applied to `slots`. Counts the tokens of slots that it opens, if their
+  // penalties need them.
   void Upload(Lane& lane, const step::StepPlan& plan, const step::SlotTable& slots);
-  // logits of samples [samples.begin, samples.end) of the plan uploaded last, [shards, n, V]; outputs [S].
+  // logits of samples [samples.begin, samples.end) of the plan uploaded last, [shards, n, V];
+  // outputs [S].
   void Sample(Lane& lane, Range samples, ConstTensorView logits, ops::SampleOutput* outputs);
   // Brings the step's outputs [S] to the host; the pointer stays until NumStepBuffers steps later.
   const ops::SampleOutput* Download(Lane& lane, const step::StepPlan& plan,
@@ -49,17 +51,18 @@ class Sampler {
   const step::StepLimits limits_;
   step::RowFinder finder_;
 
-  StepId step_;                                  // of the last Upload
-  int32_t num_biases_ = 0;                       // of it
+  StepId step_;             // of the last Upload
+  int32_t num_biases_ = 0;  // of it
   int32_t num_allowed_ = 0;
-  StagedArray<ops::SampleSpec> specs_;           // [S]
+  StagedArray<ops::SampleSpec> specs_;  // [S]
   StagedArray<int32_t> bias_tokens_;
   StagedArray<float> bias_values_;
   StagedArray<int32_t> allowed_tokens_;
-  StagedArray<int32_t> top_tokens_;              // [S, kMaxLogprobs], coming back
+  StagedArray<int32_t> top_tokens_;  // [S, kMaxLogprobs], coming back
   StagedArray<float> top_logprobs_;
-  Buffer host_outputs_;                          // [buffers, S]
-  // [slots, vocabulary]. One slot's counts are staged at a time: a new one waits for the upload before.
+  Buffer host_outputs_;  // [buffers, S]
+  // [slots, vocabulary]. One slot's counts are staged at a time: a new one waits for the upload
+  // before.
   Buffer counts_;
   Buffer staged_counts_;
   LaneMark counts_uploaded_;

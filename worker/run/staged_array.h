@@ -1,5 +1,5 @@
-// An array that exists once on the device, at a fixed address, and several times on the host: while the device may still
-// read what one step staged, the next step writes elsewhere.
+// An array that exists once on the device, at a fixed address, and several times on the host: while
+// the device may still read what one step staged, the next step writes elsewhere.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace polyreme::run {
 
 template <class T>
-  requires std::is_trivially_copyable_v<T>
+requires std::is_trivially_copyable_v<T>
 class StagedArray {
  public:
   StagedArray() = default;
@@ -57,6 +57,8 @@ class StagedArray {
 };
 
 // Steps whose buffers may be in use at once: those in flight, and one being written.
-inline int32_t NumStepBuffers(int32_t max_steps_in_flight) { return max_steps_in_flight + 1; }
+inline int32_t NumStepBuffers(int32_t max_steps_in_flight) {
+  return max_steps_in_flight + 1;
+}
 
 }  // namespace polyreme::run

@@ -7,7 +7,8 @@
 
 namespace polyreme::run {
 
-// The queue of plans holds as many as may be in flight: what the coordinator sends beyond is its mistake.
+// The queue of plans holds as many as may be in flight: what the coordinator sends beyond is its
+// mistake.
 StepLoop::StepLoop(ModelRunner& runner, int32_t max_steps_in_flight, Answer answer)
     : runner_(runner),
       answer_(std::move(answer)),
@@ -21,9 +22,13 @@ StepLoop::~StepLoop() {
   Join();
 }
 
-absl::Status StepLoop::Submit(step::StepPlan plan) { return plans_.TryPush(std::move(plan)); }
+absl::Status StepLoop::Submit(step::StepPlan plan) {
+  return plans_.TryPush(std::move(plan));
+}
 
-void StepLoop::Stop() { plans_.Close(Cancelled("the worker was stopped in order")); }
+void StepLoop::Stop() {
+  plans_.Close(Cancelled("the worker was stopped in order"));
+}
 
 void StepLoop::Abort(const absl::Status& why) {
   {

@@ -1,4 +1,5 @@
-// The two threads of a worker's epoch: one enqueues plans in StepId order, one collects their results in the same order.
+// The two threads of a worker's epoch: one enqueues plans in StepId order, one collects their
+// results in the same order.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,12 @@
 
 namespace polyreme::run {
 
-// Any failure poisons the epoch: the group is aborted, the failure is handed on once, and nothing comes after it.
+// Any failure poisons the epoch: the group is aborted, the failure is handed on once, and nothing
+// comes after it.
 class StepLoop {
  public:
-  // Called by the answer thread: each step's result in order or, as the last call, the failure that ended the loop.
+  // Called by the answer thread: each step's result in order or, as the last call, the failure that
+  // ended the loop.
   using Answer = std::function<void(absl::StatusOr<step::StepResult>)>;
 
   // Starts both threads. runner is borrowed and outlives the loop; nobody else uses it meanwhile.
@@ -25,7 +28,8 @@ class StepLoop {
   // Stop, then Join.
   ~StepLoop();
 
-  // Never waits. ResourceExhausted: more plans than may be in flight; the reason once the loop has ended. Any thread.
+  // Never waits. ResourceExhausted: more plans than may be in flight; the reason once the loop has
+  // ended. Any thread.
   absl::Status Submit(step::StepPlan plan);
   // Ends in order: plans submitted so far are computed and answered. Any thread.
   void Stop();
@@ -43,7 +47,7 @@ class StepLoop {
   BoundedQueue<step::StepPlan> plans_;
   BoundedQueue<StepId> enqueued_;
   std::mutex mutex_;
-  absl::Status failure_;             // guarded by mutex_; the first
+  absl::Status failure_;  // guarded by mutex_; the first
   std::thread steps_;
   std::thread answers_;
 };

@@ -10,7 +10,7 @@
 namespace polyreme::run {
 namespace {
 
-constexpr int kFirstStage = 0;   // ranks of the feedback transport's group
+constexpr int kFirstStage = 0;  // ranks of the feedback transport's group
 constexpr int kLastStage = 1;
 
 constexpr int64_t kOutputWords = sizeof(ops::SampleOutput) / sizeof(int32_t);
@@ -30,17 +30,19 @@ TokenFeedback::TokenFeedback(const Parts& parts, const step::StepLimits& limits)
       limits_(limits),
       is_first_(parts.group->place().stage == 0),
       is_last_(parts.group->place().stage == parts.group->pipeline().size() - 1),
-      // A token is fetched at most max_steps_in_flight steps after it was drawn, and the device may read it as much later.
+      // A token is fetched at most max_steps_in_flight steps after it was drawn, and the device may
+      // read it as much later.
       ring_steps_(2 * int64_t{limits.max_steps_in_flight}),
       parcels_(static_cast<size_t>(limits.max_steps_in_flight)) {}
 
-absl::StatusOr<std::unique_ptr<TokenFeedback>> TokenFeedback::Make(
-    const Parts& parts, const step::StepLimits& limits) {
+absl::StatusOr<std::unique_ptr<TokenFeedback>> TokenFeedback::Make(const Parts& parts,
+                                                                   const step::StepLimits& limits) {
   auto feedback = std::unique_ptr<TokenFeedback>(new TokenFeedback(parts, limits));
   RETURN_IF_ERROR(feedback->Allocate());
   if (feedback->is_first_ != feedback->is_last_) {
     TokenFeedback* const self = feedback.get();
-    self->courier_ = std::thread([self] { self->is_first_ ? self->ReceiveAll() : self->SendAll(); });
+    self->courier_ =
+        std::thread([self] { self->is_first_ ? self->ReceiveAll() : self->SendAll(); });
   }
   return feedback;
 }
@@ -92,7 +94,8 @@ void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t* tokens) {
     first += row.num_tokens;
   }
   const int64_t buffer = plan.id.value % NumStepBuffers(limits_.max_steps_in_flight);
-  auto* const staged = static_cast<TokenId*>(plan_tokens_.data()) + buffer * limits_.max_step_tokens;
+  auto* const staged =
+      static_cast<TokenId*>(plan_tokens_.data()) + buffer * limits_.max_step_tokens;
   std::copy(plan.tokens.begin(), plan.tokens.end(), staged);
   auto* const words = static_cast<int32_t*>(source_.data());
   parts_.device->Upload(*parts_.lane, staged, num_tokens * int64_t{sizeof(TokenId)},
@@ -104,7 +107,12 @@ void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t* tokens) {
 }
 
 void TokenFeedback::Expect(const step::StepPlan& plan) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (last_received_ < last_expected_) num_overlapped_.fetch_add(1, std::memory_order_relaxed);
+  }
   if (!HasDraws(plan)) return;
+  last_expected_ = plan.id;
   expected_[static_cast<size_t>(RingIndex(plan.id))] = {plan.id, std::ssize(plan.samples), false};
   const absl::Status pushed = parcels_.Push({plan.id, std::ssize(plan.samples), {}, nullptr},
                                             MonotonicNow() + limits::kCollectivePatience);
@@ -126,24 +134,25 @@ bool TokenFeedback::BringToDevice(StepId step) {
 bool TokenFeedback::AwaitStep(StepId step) {
   const absl::Time begin = MonotonicNow();
   std::unique_lock lock(mutex_);
-  const bool woken =
-      arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience),
-                          [&] { return courier_gave_up_ || last_received_ >= step; });
+  const bool woken = arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience), [&] {
+    return courier_gave_up_ || last_received_ >= step;
+  });
   const bool here = last_received_ >= step;
   lock.unlock();
   waiting_ns_ += absl::ToInt64Nanoseconds(MonotonicNow() - begin);
   if (!woken) {
     parts_.lane->Fail(DeadlineExceeded("the tokens of step {} did not come back within {}",
-                                       step.value, absl::FormatDuration(limits::kCollectivePatience)));
+                                       step.value,
+                                       absl::FormatDuration(limits::kCollectivePatience)));
   }
   return here;
 }
 
 void TokenFeedback::Publish(const step::StepPlan& plan, const ops::SampleOutput* host_outputs) {
   if (!is_last_ || is_first_ || !HasDraws(plan)) return;
-  const absl::Status pushed = parcels_.Push(
-      {plan.id, std::ssize(plan.samples), parts_.lane->Mark(), host_outputs},
-      MonotonicNow() + limits::kCollectivePatience);
+  const absl::Status pushed =
+      parcels_.Push({plan.id, std::ssize(plan.samples), parts_.lane->Mark(), host_outputs},
+                    MonotonicNow() + limits::kCollectivePatience);
   if (!pushed.ok()) parts_.lane->Fail(pushed);
 }
 
@@ -154,11 +163,13 @@ void TokenFeedback::ReceiveAll() {
   absl::Status status;
   while (status.ok()) {
     const absl::StatusOr<Parcel> parcel = parcels_.Pop(absl::InfiniteFuture());
-    if (!parcel.ok()) return;   // closed
+    if (!parcel.ok()) return;  // closed
     status = Receive(*parcel, message);
     const std::lock_guard lock(mutex_);
-    if (status.ok()) last_received_ = parcel->step;
-    else courier_gave_up_ = true;
+    if (status.ok())
+      last_received_ = parcel->step;
+    else
+      courier_gave_up_ = true;
     arrived_.notify_all();
   }
   parts_.lane->Fail(status);
@@ -188,7 +199,7 @@ void TokenFeedback::SendAll() {
   absl::Status status;
   while (status.ok()) {
     const absl::StatusOr<Parcel> parcel = parcels_.Pop(absl::InfiniteFuture());
-    if (!parcel.ok()) return;   // closed
+    if (!parcel.ok()) return;  // closed
     status = Send(*parcel, message);
   }
   parts_.lane->Fail(status);
@@ -196,8 +207,7 @@ void TokenFeedback::SendAll() {
 }
 
 absl::Status TokenFeedback::Send(const Parcel& parcel, std::vector<std::byte>& message) {
-  RETURN_IF_ERROR(
-      parts_.lane->Wait(parcel.computed, MonotonicNow() + limits::kStepPatience));
+  RETURN_IF_ERROR(parts_.lane->Wait(parcel.computed, MonotonicNow() + limits::kStepPatience));
   const Header header{parcel.step.value, parcel.num_samples};
   const size_t bytes = static_cast<size_t>(parcel.num_samples) * sizeof(ops::SampleOutput);
   message.resize(sizeof header + bytes);

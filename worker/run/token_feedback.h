@@ -1,10 +1,11 @@
-// Tokens that the last stage samples return to the first outside the lane: if they went by the lane, the first stage
-// sending hidden states and the last one sending tokens could each wait for the other.
+// Tokens that the last stage samples return to the first outside the lane: if they went by the
+// lane, the first stage sending hidden states and the last one sending tokens could each wait for
+// the other.
 //
-// With one stage it is a ring on the device. With several, each shard of the last stage sends the outputs of a step to its
-// twin in the first over the group's feedback transport: a thread of the last stage sends as soon as the lane has
-// computed them, a thread of the first stage always receives, into a ring that holds more steps than can be in flight.
-// Stages between need no tokens.
+// With one stage it is a ring on the device. With several, each shard of the last stage sends the
+// outputs of a step to its twin in the first over the group's feedback transport: a thread of the
+// last stage sends as soon as the lane has computed them, a thread of the first stage always
+// receives, into a ring that holds more steps than can be in flight. Stages between need no tokens.
 #pragma once
 
 #include <atomic>
@@ -38,21 +39,25 @@ class TokenFeedback {
   };
   static absl::StatusOr<std::unique_ptr<TokenFeedback>> Make(const Parts& parts,
                                                              const step::StepLimits& limits);
-  // Ends its thread: at once if the group is aborted, otherwise when the steps it was told of have passed.
+  // Ends its thread: at once if the group is aborted, otherwise when the steps it was told of have
+  // passed.
   ~TokenFeedback();
 
-  // First stage: tokens [T] on the device ← the plan's tokens, those fed back in their places, waiting for them as long
-  // as it takes or until the lane fails. Elsewhere nothing.
+  // First stage: tokens [T] on the device ← the plan's tokens, those fed back in their places,
+  // waiting for them as long as it takes or until the lane fails. Elsewhere nothing.
   void Fetch(const step::StepPlan& plan, int32_t* tokens);
   // Last stage: where the step's samples are to be written, [S] on the device.
   ops::SampleOutput* OutputsOf(StepId step) const;
-  // Last stage of several: sends the step's outputs. host_outputs is being downloaded on the lane, and stays until
-  // NumStepBuffers steps later.
+  // Last stage of several: sends the step's outputs. host_outputs is being downloaded on the lane,
+  // and stays until NumStepBuffers steps later.
   void Publish(const step::StepPlan& plan, const ops::SampleOutput* host_outputs);
 
   // Time that Fetch has waited for tokens, and how many it has fed back. Any thread.
   absl::Duration waiting() const { return absl::Nanoseconds(waiting_ns_.load()); }
   int64_t num_fed_back() const { return num_fed_back_.load(); }
+  // First stage of several: steps begun while the tokens of an earlier one were still to come, so
+  // that stages worked at the same time. Any thread.
+  int64_t num_overlapped() const { return num_overlapped_.load(); }
 
  private:
   struct Header {
@@ -81,7 +86,8 @@ class TokenFeedback {
   absl::Status Receive(const Parcel& parcel, std::vector<std::byte>& message);
   void SendAll();
   absl::Status Send(const Parcel& parcel, std::vector<std::byte>& message);
-  // First stage of several: waits for the step's outputs and brings them to the device. False: the lane has failed.
+  // First stage of several: waits for the step's outputs and brings them to the device. False: the
+  // lane has failed.
   bool BringToDevice(StepId step);
   bool AwaitStep(StepId step);
   // Where a sample's token lies in source_, in words.
@@ -96,24 +102,26 @@ class TokenFeedback {
   const bool is_last_;
   const int64_t ring_steps_;
 
-  // First and last stage: [ring_steps, max samples] outputs, then [max tokens] of the plan. The tokens of a step are
-  // gathered from it, word by word.
+  // First and last stage: [ring_steps, max samples] outputs, then [max tokens] of the plan. The
+  // tokens of a step are gathered from it, word by word.
   Buffer source_;
-  Buffer plan_tokens_;                   // [buffers, max tokens] on the host, on their way to the end of source_
-  StagedArray<int32_t> places_;          // [T] words of source_
+  Buffer plan_tokens_;  // [buffers, max tokens] on the host, on their way to the end of source_
+  StagedArray<int32_t> places_;  // [T] words of source_
 
   // First stage of several.
-  Buffer received_;                      // [ring_steps, max samples] outputs on the host
-  std::vector<Expected> expected_;       // [ring_steps]
+  Buffer received_;                 // [ring_steps, max samples] outputs on the host
+  std::vector<Expected> expected_;  // [ring_steps]
   std::mutex mutex_;
   std::condition_variable arrived_;
-  StepId last_received_{-1};             // guarded by mutex_
-  bool courier_gave_up_ = false;         // guarded by mutex_
+  StepId last_expected_{-1};      // step thread
+  StepId last_received_{-1};      // guarded by mutex_
+  bool courier_gave_up_ = false;  // guarded by mutex_
 
   BoundedQueue<Parcel> parcels_;
   std::thread courier_;
   std::atomic<int64_t> waiting_ns_{0};
   std::atomic<int64_t> num_fed_back_{0};
+  std::atomic<int64_t> num_overlapped_{0};
 };
 
 }  // namespace polyreme::run

@@ -32,9 +32,7 @@ class RawRow {
         stride_(batch.logits.shape[1] * part_),
         row_(batch.logits.As<float>() + sample * part_) {}
 
-  float operator[](int64_t token) const {
-    return row_[(token / part_) * stride_ + token % part_];
-  }
+  float operator[](int64_t token) const { return row_[(token / part_) * stride_ + token % part_]; }
   void CopyTo(absl::Span<float> to) const {
     for (int64_t first = 0; first < vocabulary_; first += part_) {
       const int64_t count = std::min(part_, vocabulary_ - first);
@@ -45,8 +43,8 @@ class RawRow {
 
  private:
   int64_t vocabulary_;
-  int64_t part_;      // V
-  int64_t stride_;    // from one shard's part of a row to the next
+  int64_t part_;    // V
+  int64_t stride_;  // from one shard's part of a row to the next
   const float* row_;
 };
 
@@ -154,7 +152,7 @@ void Score(const SampleBatch& batch, int64_t sample, absl::Span<const float> x, 
   }
   const double log_sum = max + cpu::ExactLog(sum);
   out.logprob = static_cast<float>(chosen - log_sum);
-  out.rank = at_least;   // as vLLM: equals count as ahead
+  out.rank = at_least;  // as vLLM: equals count as ahead
   const int32_t asked = std::min(batch.host_specs[sample].num_logprobs, batch.vocabulary);
   if (asked <= 0) return;
   const auto count = static_cast<size_t>(asked);

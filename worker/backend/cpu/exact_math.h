@@ -1,7 +1,8 @@
 // exp and log with the same bits on every machine.
 //
-// The C library picks its versions by processor, and two processors may round differently; shards that sample alike on
-// different hosts must not. Both are polynomials in plain double arithmetic, within a few units of the last place.
+// The C library picks its versions by processor, and two processors may round differently; shards
+// that sample alike on different hosts must not. Both are polynomials in plain double arithmetic,
+// within a few units of the last place.
 #pragma once
 
 #include <bit>
@@ -13,12 +14,12 @@ namespace polyreme::backend::cpu {
 inline double ExactExp(double x) {
   if (!(x > -700.0)) return 0.0;
   constexpr double kLog2E = 1.4426950408889634;
-  constexpr double kLn2High = 0.693147180369123816490;   // low bits are zero: k * kLn2High is exact
+  constexpr double kLn2High = 0.693147180369123816490;  // low bits are zero: k * kLn2High is exact
   constexpr double kLn2Low = 1.90821492927058770002e-10;
-  constexpr double kRounder = 6755399441055744.0;        // 1.5 * 2^52: adding it rounds to an integer
+  constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
   const double k = (x * kLog2E + kRounder) - kRounder;
-  const double r = (x - k * kLn2High) - k * kLn2Low;     // |r| <= ln(2) / 2
-  double sum = 1.0 / 479001600.0;                        // Taylor to r^12: the next term is below 2^-53
+  const double r = (x - k * kLn2High) - k * kLn2Low;  // |r| <= ln(2) / 2
+  double sum = 1.0 / 479001600.0;  // Taylor to r^12: the next term is below 2^-53
   sum = sum * r + 1.0 / 39916800.0;
   sum = sum * r + 1.0 / 3628800.0;
   sum = sum * r + 1.0 / 362880.0;

@@ -1,8 +1,8 @@
 // Noise that is a function of (seed, choice, position, token) and of nothing else.
 //
-// Source: Philox4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The seed is the key; the
-// counter is {token / 4, position, choice, 0}, and token % 4 picks one of its four words, so that a device can make the
-// noise of any token by itself.
+// Source: Philox4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The
+// seed is the key; the counter is {token / 4, position, choice, 0}, and token % 4 picks one of its
+// four words, so that a device can make the noise of any token by itself.
 #pragma once
 
 #include <array>

@@ -1,6 +1,7 @@
-// Both filters ask the same: in the order of the header, where does the running sum of a weight (1 of each token, or
-// its probability) reach a goal? A radix descent over the bits of the value finds that place in three passes: weights
-// are added up by the next digit of the value, and the digit in which the sum reaches the goal is entered.
+// Both filters ask the same: in the order of the header, where does the running sum of a weight (1
+// of each token, or its probability) reach a goal? A radix descent over the bits of the value finds
+// that place in three passes: weights are added up by the next digit of the value, and the digit in
+// which the sum reaches the goal is entered.
 #include "worker/backend/cpu/sample_filter.h"
 
 #include <algorithm>
@@ -43,7 +44,7 @@ template <class WeightOf>
 Border FindBorder(absl::Span<const float> x, double goal, WeightOf weight_of) {
   Border border;
   Bin entered;
-  double before = 0;   // weight of all that is larger than the bins being looked at
+  double before = 0;  // weight of all that is larger than the bins being looked at
   for (const Digit& digit : kDigits) {
     std::array<Bin, 2048> bins{};
     const uint64_t mask = (uint64_t{1} << digit.bits) - 1;
@@ -58,7 +59,8 @@ Border FindBorder(absl::Span<const float> x, double goal, WeightOf weight_of) {
     // Should rounding keep the sum below the goal, the last bin that holds anything is entered.
     entered = Bin{};
     uint64_t place = 0;
-    for (uint64_t i = mask + 1; i-- > 0 && (entered.count == 0 || before + entered.weight < goal);) {
+    for (uint64_t i = mask + 1;
+         i-- > 0 && (entered.count == 0 || before + entered.weight < goal);) {
       if (bins[i].count == 0) continue;
       before += entered.weight;
       entered = bins[i];

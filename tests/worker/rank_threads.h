@@ -1,0 +1,69 @@
+// The workers of a cluster as threads of this process: whole ranks with runners and step loops,
+// plans in, results out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel/base/bounded_queue.h"
+#include "parallel/base/status.h"
+#include "parallel/comm/thread_transport.h"
+#include "parallel/launch/rendezvous.h"
+#include "parallel/plan/shard_plan.h"
+#include "parallel/step/step_plan.h"
+#include "worker/run/model_runner.h"
+#include "worker/run/step_loop.h"
+
+namespace polyreme::run {
+
+struct RankThreadsOptions {
+  int32_t stages = 1;
+  int32_t shards = 1;
+  int32_t num_threads = 1;         // of each rank
+  int64_t head_chunk_samples = 3;  // small, so that tests cross chunks
+  step::StepLimits limits;
+};
+
+class RankThreads {
+ public:
+  // The checkpoint's directory. The first error of any rank.
+  static absl::StatusOr<std::unique_ptr<RankThreads>> Start(const std::string& directory,
+                                                            const RankThreadsOptions& options);
+  ~RankThreads();
+
+  absl::Status Submit(const step::StepPlan& plan);
+  // The oldest step's result, samples and timings of all ranks merged.
+  absl::StatusOr<step::StepResult> Await();
+  int32_t world_size() const { return static_cast<int32_t>(ranks_.size()); }
+  RunnerStats stats(int32_t rank) const;
+  void Abort(int32_t rank, const absl::Status& why);
+  // What a rank's answers were, one after another; DeadlineExceeded if there is none within ten
+  // seconds.
+  absl::StatusOr<step::StepResult> AnswerOf(int32_t rank);
+
+ private:
+  // In order of making.
+  struct RankState {
+    std::unique_ptr<backend::Backend> backend;
+    weights::ShardWeights weights;
+    std::unique_ptr<kv::KvCache> cache;
+    std::unique_ptr<comm::ProcessGroup> group;
+    std::unique_ptr<ModelRunner> runner;
+    std::unique_ptr<BoundedQueue<absl::StatusOr<step::StepResult>>> answers;
+    std::unique_ptr<StepLoop> loop;
+  };
+
+  RankThreads() = default;
+  absl::Status StartRank(const weights::Checkpoint& checkpoint, const plan::ShardPlan& plan,
+                         const RankThreadsOptions& options, Rank self);
+
+  plan::ModelSpec spec_;
+  comm::ThreadHub hub_;
+  launch::InMemoryRendezvous meet_;
+  std::vector<RankState> ranks_;
+};
+
+}  // namespace polyreme::run
