@@ -108,8 +108,8 @@ INSTANTIATE_TEST_SUITE_P(
     Layouts, LayoutEquivalence,
     testing::Values(Layout{1, 1, 64}, Layout{2, 1, 512}, Layout{1, 2, 96}, Layout{4, 1, 2048},
                     Layout{2, 2, 128}, Layout{1, 4, 48}),
-    [](const testing::TestParamInfo<Layout>& info) {
-      return fmt::format("tp{}pp{}", info.param.tensor, info.param.pipeline);
+    [](const testing::TestParamInfo<Layout>& layout) {
+      return fmt::format("tp{}pp{}", layout.param.tensor, layout.param.pipeline);
     });
 
 }  // namespace
