@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "coordinator/api/chat_prompt.h"
+#include "coordinator/api/fields.h"
 #include "coordinator/api/sampling_fields.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/tokenizer.h"
@@ -112,15 +113,19 @@ engine::GenerateRequest StartFromDefaults(const std::string& request_id, const A
 
 }  // namespace
 
+absl::Status CheckModelName(const std::string& name, const ModelInfo& model) {
+  const bool is_served =
+      name.empty() || name == model.limits.model_name ||
+      std::find(model.other_names.begin(), model.other_names.end(), name) != model.other_names.end();
+  if (is_served) return absl::OkStatus();
+  const std::string expected = fmt::format("'{}'", model.limits.model_name);
+  return NotFound("{}", Message(WrongValue("model", expected, Json(name))));
+}
+
 absl::Status CheckModel(const Fields& fields, const ModelInfo& model) {
-  std::string name = model.limits.model_name;
+  std::string name;
   RETURN_IF_ERROR(fields.Read("model", name));
-  if (name == model.limits.model_name || name.empty()) return absl::OkStatus();
-  if (std::find(model.other_names.begin(), model.other_names.end(), name) != model.other_names.end()) {
-    return absl::OkStatus();
-  }
-  return MakeStatus(absl::StatusCode::kNotFound,
-                    Message(WrongValue("model", fmt::format("'{}'", model.limits.model_name), Json(name))));
+  return CheckModelName(name, model);
 }
 
 absl::StatusOr<GenerationCall> ParseCompletion(const Json& body, const std::string& request_id,

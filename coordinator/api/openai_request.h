@@ -38,7 +38,8 @@ absl::StatusOr<GenerationCall> ParseCompletion(const Json& body, const std::stri
 absl::StatusOr<GenerationCall> ParseChat(const Json& body, const std::string& request_id,
                                          const ApiContext& context);
 
-// NotFound if the body asks for a model that is not served here.
+// NotFound unless `name` is empty or one of the model's names; the same for a body's field.
+absl::Status CheckModelName(const std::string& name, const ModelInfo& model);
 absl::Status CheckModel(const Fields& fields, const ModelInfo& model);
 
 }  // namespace polyreme::api

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "coordinator/api/api_keys.h"
+#include "coordinator/api/generate_service.h"
 #include "coordinator/api/openai_routes.h"
 #include "coordinator/api/router.h"
 #include "coordinator/api/status_routes.h"
@@ -19,7 +20,7 @@ std::vector<Route> AllRoutes(const ApiContext& context) {
 
 }  // namespace
 
-// Members in the order of use: what is used is made before and destroyed behind what uses it.
+// The faces stop before the pool, and the pool before everything that its tasks use.
 class PublicServer::Impl {
  public:
   Impl(const PublicServerOptions& options, const PublicServerParts& parts)
@@ -35,6 +36,11 @@ class PublicServer::Impl {
                  .pool = pool_},
         router_(AllRoutes(context_), keys_) {}
 
+  ~Impl() {
+    Stop(absl::InfinitePast());
+    pool_.Stop();
+  }
+
   absl::Status Start(const PublicServerOptions& options) {
     HttpServer::Hooks hooks;
     hooks.admit = [this](HttpRequest& head) { return router_.Admit(head); };
@@ -45,10 +51,18 @@ class PublicServer::Impl {
       context_.metrics.HttpResponse(route.empty() ? "none" : std::string(route), code);
     };
     ASSIGN_OR_RETURN(http_, HttpServer::Start(options.http, std::move(hooks)));
+    if (!options.grpc.has_value()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(options.grpc->host, options.grpc->port, context_, keys_));
     return absl::OkStatus();
   }
 
-  HttpServer& http() { return *http_; }
+  void Stop(absl::Time deadline) {
+    if (grpc_ != nullptr) grpc_->Stop(deadline);
+    if (http_ != nullptr) http_->Stop(deadline);
+  }
+
+  int32_t http_port() const { return http_->bound_port(); }
+  int32_t grpc_port() const { return grpc_ == nullptr ? 0 : grpc_->bound_port(); }
 
  private:
   const ModelInfo model_;
@@ -57,6 +71,7 @@ class PublicServer::Impl {
   const ApiContext context_;
   const Router router_;
   std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<GrpcServer> grpc_;  // null if not asked for
 };
 
 absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(const PublicServerOptions& options,
@@ -67,9 +82,9 @@ absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(const PublicSe
 }
 
 PublicServer::PublicServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-PublicServer::~PublicServer() { Stop(absl::InfinitePast()); }
-int32_t PublicServer::bound_port() const { return impl_->http().bound_port(); }
-int32_t PublicServer::bound_grpc_port() const { return 0; }
-void PublicServer::Stop(absl::Time deadline) { impl_->http().Stop(deadline); }
+PublicServer::~PublicServer() = default;
+int32_t PublicServer::bound_port() const { return impl_->http_port(); }
+int32_t PublicServer::bound_grpc_port() const { return impl_->grpc_port(); }
+void PublicServer::Stop(absl::Time deadline) { impl_->Stop(deadline); }
 
 }  // namespace polyreme::api

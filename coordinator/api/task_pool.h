@@ -15,10 +15,12 @@ class TaskPool {
  public:
   // Both > 0.
   TaskPool(int32_t num_threads, int32_t max_queued);
-  ~TaskPool();  // drops what is queued, waits for what runs
+  ~TaskPool();  // as Stop
 
   // Never waits. ResourceExhausted when the queue is full. Any thread.
   absl::Status TryRun(std::function<void()> task);
+  // Takes no more, drops what is queued, waits for what runs. Not from a task.
+  void Stop();
 
  private:
   BoundedQueue<std::function<void()>> queue_;

@@ -77,6 +77,7 @@ inline constexpr int64_t kMaxHttpBodyBytes = int64_t{32} << 20;
 inline constexpr int64_t kMaxHttpBodiesBytes = int64_t{512} << 20;  // of all requests being read or answered
 inline constexpr int64_t kMaxHttpPendingBytes = int64_t{4} << 20;   // written to one client and not yet sent
 inline constexpr int32_t kMaxHttpConnections = 4096;
+inline constexpr int32_t kMaxGrpcCalls = 4096;                      // public ones, running at once
 inline constexpr absl::Duration kHttpHeaderDeadline = absl::Seconds(10);
 inline constexpr absl::Duration kHttpBodyDeadline = absl::Seconds(60);
 inline constexpr absl::Duration kHttpIdleDeadline = absl::Seconds(75);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -34,7 +35,17 @@ class ScriptedBackend final : public GenerationBackend {
     RETURN_IF_ERROR(submitted_.TryPush({std::move(request), stream}));
     return stream;
   }
-  engine::EngineHealth health() const override { return health_now; }
+  engine::EngineHealth health() const override {
+    const std::lock_guard lock(mutex_);
+    return health_;
+  }
+  void SetHealth(engine::EngineHealth health) {
+    const std::lock_guard lock(mutex_);
+    health_ = std::move(health);
+  }
+  void SetServing(bool is_serving, std::string reason = "") {
+    SetHealth({.serving = is_serving, .reason = std::move(reason), .since_progress = absl::ZeroDuration()});
+  }
 
   Submitted Next() {
     absl::StatusOr<Submitted> next = submitted_.Pop(MonotonicNow() + absl::Seconds(10));
@@ -45,11 +56,12 @@ class ScriptedBackend final : public GenerationBackend {
   bool WaitUntilCancelled() { return cancelled_.Pop(MonotonicNow() + absl::Seconds(10)).ok(); }
 
   absl::Status refusal;              // set before requests come
-  engine::EngineHealth health_now{.serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
 
  private:
   BoundedQueue<Submitted> submitted_{1024};
   BoundedQueue<int> cancelled_{1024};
+  mutable std::mutex mutex_;
+  engine::EngineHealth health_{.serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
 };
 
 inline constexpr std::string_view kTestTemplate =

@@ -43,10 +43,9 @@ TEST_F(RoutesTest, TokenizesAndDetokenizes) {
 TEST_F(RoutesTest, TellsHealthFromTheEngine) {
   Start();
   for (const char* path : {"/health", "/ping"}) {
-    backend_.health_now = {.serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
+    backend_.SetServing(true);
     EXPECT_EQ(Exchange(port_, Get(path)).code, 200);
-    backend_.health_now.serving = false;
-    backend_.health_now.reason = "rank 1 is lost";
+    backend_.SetServing(false, "rank 1 is lost");
     const auto [code, body] = Parsed(Exchange(port_, Get(path)));
     EXPECT_EQ(code, 503);
     EXPECT_EQ(Member(body, "error.message"), Json("rank 1 is lost"));
@@ -56,8 +55,8 @@ TEST_F(RoutesTest, TellsHealthFromTheEngine) {
 TEST_F(RoutesTest, ShowsVersionLoadMetricsAndAPage) {
   Start();
   EXPECT_EQ(Exchange(port_, Get("/version")).body, R"({"version":"test"})");
-  backend_.health_now.num_running = 2;
-  backend_.health_now.num_waiting = 1;
+  backend_.SetHealth({.serving = true, .reason = "", .num_running = 2, .num_waiting = 1,
+                      .since_progress = absl::ZeroDuration()});
   EXPECT_EQ(Exchange(port_, Get("/load")).body, R"({"server_load":3})");
   const auto metrics = Exchange(port_, Get("/metrics"));
   EXPECT_EQ(metrics.Header("content-type"), "text/plain; version=0.0.4; charset=utf-8");

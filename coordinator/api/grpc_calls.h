@@ -1,0 +1,78 @@
+// One running gRPC call each, as the callback API wants them. Only generate_service.cc and their own file include this.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "coordinator/api/backend.h"
+#include "coordinator/api/task_pool.h"
+#include "proto/api.grpc.pb.h"
+
+namespace polyreme::api {
+
+// As gRPC has it; the text of internal errors goes to the log instead.
+grpc::Status ToGrpc(const absl::Status& status);
+
+// Where calls do their work: never on a gRPC thread that others wait for, never under a stream's lock. Outlives the calls and
+// the tasks of both pools.
+struct GrpcWork {
+  const ApiContext& context;
+  TaskPool& pump;                     // carries pieces to calls
+  std::atomic<int32_t> num_calls{0};  // of Generate, running
+};
+
+// Generate: tokenizes on the context's pool, then carries pieces from the engine, one write at a time.
+//
+// Owns itself until OnDone. The engine's notices may come later than that, and hold the call weakly. Flags are guarded by the
+// mutex; gRPC is called outside of it, because a completion may run inside the call that caused it.
+class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  // The request is copied: gRPC's own one is gone as soon as a cancelled call is done, tokenized or not.
+  GenerateCall(GrpcWork& work, const v1::GenerateRequest& request, absl::Time deadline)
+      : work_(work), request_(request), deadline_(deadline) {}
+
+  // refusal: an error to answer with at once, or ok.
+  void Start(const absl::Status& refusal);
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  void ParseAndSubmit();
+  void RequestPump();
+  void Pump();
+  // Ends the call once; waits for a write that is under way.
+  void End(const absl::Status& status);
+
+  GrpcWork& work_;
+  const v1::GenerateRequest request_;
+  const absl::Time deadline_;
+  std::shared_ptr<GenerateCall> self_;  // until OnDone
+  std::atomic<bool> pump_is_requested_{false};
+  v1::GenerateReply reply_;  // being written
+
+  std::mutex mutex_;
+  std::shared_ptr<engine::TokenStream> stream_;  // guarded by mutex_
+  int32_t num_prompt_tokens_ = 0;                // guarded by mutex_; until the first reply has told it
+  bool is_writing_ = false;                      // guarded by mutex_
+  bool has_finished_ = false;                    // guarded by mutex_; Finish was or is being called
+  std::optional<absl::Status> end_;              // guarded by mutex_; Finish with this when nothing is being written
+};
+
+// A unary call that is computed on the pool.
+class PoolCall final : public grpc::ServerUnaryReactor {
+ public:
+  void OnCancel() override {}  // what runs is short, and finishes the call
+  void OnDone() override { delete this; }
+  // Runs `compute` on the pool and answers with its status; at once when the pool is full.
+  void Run(TaskPool& pool, std::function<absl::Status()> compute);
+};
+
+}  // namespace polyreme::api
