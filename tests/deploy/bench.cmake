@@ -1,0 +1,3 @@
+polyreme_test(deploy_bench_test
+  SOURCES bench_ops_test.cc
+  DEPS polyreme_bench)
