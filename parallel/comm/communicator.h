@@ -1,8 +1,9 @@
 // How the ranks of one group compute together: five operations, none of them optional.
 //
-// Anything else (all-to-all, barrier, gather to one) is a free function over these five. Each member of a group must
-// call the same operations in the same order with the same sizes. Errors go to the lane: the first one stays there, and
-// on a lane that has failed each operation returns at once.
+// Anything else (all-to-all, barrier, gather to one) is a free function over these five. Each
+// member of a group must call the same operations in the same order with the same sizes. Errors go
+// to the lane: the first one stays there, and on a lane that has failed each operation returns at
+// once.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,10 @@ namespace polyreme::comm {
 // What a group has done since it was made.
 struct CommStats {
   int64_t operations = 0;
-  int64_t bytes_sent = 0;        // payload handed to peers
+  int64_t bytes_sent = 0;  // payload handed to peers
   int64_t bytes_received = 0;
-  absl::Duration waiting = absl::ZeroDuration();  // from having to wait for a peer to the operation's end
+  // From having to wait for a peer to the end of the operation, over all operations.
+  absl::Duration waiting = absl::ZeroDuration();
 };
 
 // Called by one thread (the lane's), except Abort and stats, which any thread may call.
@@ -44,27 +46,32 @@ class Communicator {
   virtual int rank() const = 0;  // within the group
   virtual int size() const = 0;
 
-  // inout[i] <- the sum of inout[i] over all ranks. Floats only. On the CPU: float32, always added in the order of
-  // TreeSum (comm/tree_sum.h), so that the bits are the same on each rank and on each transport.
+  // inout[i] <- the sum of inout[i] over all ranks. Floats only. On the CPU: float32, always added
+  // in the order of TreeSum (comm/tree_sum.h), so that the bits are the same on each rank and on
+  // each transport.
   virtual void AllReduceSum(Lane& lane, TensorView inout) = 0;
-  // whole is [size * n] elements, part [n]: part <- elements [rank * n, (rank + 1) * n) of the sum, same order.
+  // whole is [size * n] elements, part [n]: part <- elements [rank * n, (rank + 1) * n) of the sum,
+  // same order.
   virtual void ReduceScatterSum(Lane& lane, ConstTensorView whole, TensorView part) = 0;
-  // part is [n] elements, whole [size * n]: whole <- the parts one after another, by rank. Any dtype.
+  // part is [n] elements, whole [size * n]: whole <- the parts one after another, by rank. Any
+  // dtype.
   virtual void AllGather(Lane& lane, ConstTensorView part, TensorView whole) = 0;
   // inout of each rank <- inout of `root`. Any dtype.
   virtual void Broadcast(Lane& lane, TensorView inout, int root) = 0;
-  // Posts all sends and receives together, so that rings and crossings cannot deadlock. Messages between two ranks
-  // arrive in the order sent; sizes of a send and its receive must agree. A rank may send to itself. Any dtype.
+  // Posts all sends and receives together, so that rings and crossings cannot deadlock. Messages
+  // between two ranks arrive in the order sent; sizes of a send and its receive must agree. A rank
+  // may send to itself. Any dtype.
   virtual void Exchange(Lane& lane, absl::Span<const Outgoing> sends,
                         absl::Span<const Incoming> receives) = 0;
 
-  // Ends the group: operations in progress here and at the peers fail soon, later ones at once. The first reason stays.
-  // Any thread.
+  // Ends the group: operations in progress here and at the peers fail soon, later ones at once. The
+  // first reason stays. Any thread.
   virtual void Abort(absl::Status why) noexcept = 0;
   virtual CommStats stats() const = 0;
 };
 
-// A group of one, on which a sum is the identity and a gather a copy. Host memory. `name` is for messages.
+// A group of one, on which a sum is the identity and a gather a copy. Host memory. `name` is for
+// messages.
 std::unique_ptr<Communicator> MakeOneRankCommunicator(std::string name);
 
 // One group as one of its members sees it.
@@ -72,8 +79,8 @@ struct GroupSpec {
   std::string name;           // "tensor group 0 of epoch 3", for messages
   int rank = 0;               // within the group
   std::vector<Rank> members;  // ranks of the world, by rank within the group; for messages
-  absl::Time deadline = absl::InfinitePast();       // of joining
-  absl::Duration patience = absl::ZeroDuration();   // how long that is from the start, for messages
+  absl::Time deadline = absl::InfinitePast();      // of joining
+  absl::Duration patience = absl::ZeroDuration();  // how long that is from the start, for messages
 
   int size() const { return static_cast<int>(members.size()); }
 };
@@ -84,7 +91,8 @@ class CommunicatorFactory {
   virtual ~CommunicatorFactory() = default;
   // Called by rank 0 of a group; the id travels to the other members as a value of the meeting.
   virtual absl::StatusOr<std::string> MakeId() = 0;
-  // Called by each member of a group with the id that its rank 0 made. Also called for groups of one.
+  // Called by each member of a group with the id that its rank 0 made. Also called for groups of
+  // one.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(const GroupSpec& group,
                                                              const std::string& id) = 0;
 };

@@ -13,8 +13,8 @@
 namespace polyreme::comm {
 namespace {
 
-// The size table: up to these many bytes everyone sends everything to everyone; beyond, slices go to their owners.
-// Two ranks move the same bytes either way, in one exchange instead of two.
+// The size table: up to these many bytes everyone sends everything to everyone; beyond, slices go
+// to their owners. Two ranks move the same bytes either way, in one exchange instead of two.
 constexpr int64_t kSmallMessage = 16 << 10;
 constexpr int64_t kSmallMessageOfTwo = 512 << 10;
 constexpr int64_t kSmallOnStage = 16 << 10;
@@ -143,8 +143,8 @@ class CpuCommunicator final : public Communicator {
 };
 
 absl::Status CpuCommunicator::ReduceAll(float* x, int64_t count, absl::Time deadline) {
-  const int64_t chunk = stage_ != nullptr ? stage_->slot_bytes() / kFloatBytes
-                                          : kChunkBytes / kFloatBytes;
+  const int64_t chunk =
+      stage_ != nullptr ? stage_->slot_bytes() / kFloatBytes : kChunkBytes / kFloatBytes;
   const int64_t small = stage_ != nullptr
                             ? (size_ == 2 ? kSmallOnStageOfTwo : kSmallOnStage) / kFloatBytes
                             : (size_ == 2 ? kSmallMessageOfTwo : kSmallMessage) / kFloatBytes;
@@ -177,7 +177,8 @@ absl::Status CpuCommunicator::ShowAll(const void* from, int64_t bytes, absl::Tim
 
 void CpuCommunicator::TakeParts(int64_t offset_floats) {
   for (int r = 0; r < size_; ++r) {
-    parts_[static_cast<size_t>(r)] = reinterpret_cast<const float*>(stage_->slot(r)) + offset_floats;
+    parts_[static_cast<size_t>(r)] =
+        reinterpret_cast<const float*>(stage_->slot(r)) + offset_floats;
   }
 }
 
@@ -309,8 +310,7 @@ absl::Status CpuCommunicator::GatherOnStage(const std::byte* part, Range range, 
   return absl::OkStatus();
 }
 
-absl::Status CpuCommunicator::SendFrom(int root, std::byte* x, int64_t bytes,
-                                       absl::Time deadline) {
+absl::Status CpuCommunicator::SendFrom(int root, std::byte* x, int64_t bytes, absl::Time deadline) {
   const bool whole = bytes <= kSmallBroadcast || size_ == 2;
   for (int r = 0; r < size_; ++r) {
     const Range slice = whole ? Range{0, bytes} : SliceOf(bytes, r, size_);

@@ -8,8 +8,9 @@
 
 namespace polyreme::comm {
 
-// Work is done when the call returns: a CPU lane is always up to date. Sums are float32, in the order of TreeSum whatever
-// the algorithm. All buffers are taken here; nothing is allocated in steady state. For n ranks and b bytes:
+// Work is done when the call returns: a CPU lane is always up to date. Sums are float32, in the
+// order of TreeSum whatever the algorithm. All buffers are taken here; nothing is allocated in
+// steady state. For n ranks and b bytes:
 //
 //   shared stage, small   1 round: all write, all add everything          b written, n*b read
 //   shared stage, large   2 rounds per chunk: add own slice, copy others  2b written, 2b read

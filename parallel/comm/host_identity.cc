@@ -24,8 +24,9 @@ std::string HostIdentity() {
   ::gethostname(name.data(), name.size() - 1);
   struct stat pids {};
   ::stat("/proc/self/ns/pid", &pids);
-  // Machines cloned from one image may share the machine id, and ones woken from one snapshot the boot id too; with the
-  // name of the host they differ. Whoever is wrong in spite of that fails to open the memory.
+  // Machines cloned from one image may share the machine id, and ones woken from one snapshot the
+  // boot id too; with the name of the host they differ. Whoever is wrong in spite of that fails to
+  // open the memory.
   return fmt::format("{} (machine {}, boot {}, pid namespace {})", name.data(),
                      FirstLine("/etc/machine-id"), FirstLine("/proc/sys/kernel/random/boot_id"),
                      pids.st_ino);

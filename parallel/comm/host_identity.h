@@ -5,7 +5,8 @@
 
 namespace polyreme::comm {
 
-// "name (boot ..., pid namespace ...)": equal in two processes exactly if each can open the other's memory.
+// "name (boot ..., pid namespace ...)": equal in two processes exactly if each can open the other's
+// memory.
 std::string HostIdentity();
 
 }  // namespace polyreme::comm

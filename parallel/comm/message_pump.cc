@@ -85,8 +85,8 @@ absl::StatusOr<bool> MessagePump::StepReceive(const Transport::Incoming& receive
     std::memcpy(&length, transfer.frame.data(), sizeof(length));
     if (length != std::ssize(receive.bytes)) {
       return DataLoss("{}: expected a message of {} bytes from rank {}, got one of {}", group_.name,
-                      receive.bytes.size(),
-                      group_.members[static_cast<size_t>(receive.peer)].value, length);
+                      receive.bytes.size(), group_.members[static_cast<size_t>(receive.peer)].value,
+                      length);
     }
   }
   transfer.done = transfer.moved == sizeof(Frame) + receive.bytes.size();

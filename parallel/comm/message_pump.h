@@ -1,4 +1,5 @@
-// Turns byte streams between ranks into messages: frames them, keeps the order per peer, and moves whatever can move.
+// Turns byte streams between ranks into messages: frames them, keeps the order per peer, and moves
+// whatever can move.
 #pragma once
 
 #include <array>
@@ -12,7 +13,8 @@ namespace polyreme::comm {
 class ByteStreams {
  public:
   virtual ~ByteStreams() = default;
-  // Moves some bytes of `first`, then of `second`; how many in all, 0 if there is no room or nothing came.
+  // Moves some bytes of `first`, then of `second`; how many in all, 0 if there is no room or
+  // nothing came.
   virtual absl::StatusOr<size_t> TryWrite(int peer, absl::Span<const std::byte> first,
                                           absl::Span<const std::byte> second) = 0;
   virtual absl::StatusOr<size_t> TryRead(int peer, absl::Span<std::byte> first,
@@ -21,7 +23,8 @@ class ByteStreams {
 
 enum class Progress { kDone, kMoved, kStuck };
 
-// The sends and receives of one Exchange. A message goes over as its length (8 bytes) and its bytes.
+// The sends and receives of one Exchange. A message goes over as its length (8 bytes) and its
+// bytes.
 class MessagePump {
  public:
   MessagePump(const GroupSpec& group, ByteStreams& streams);
@@ -29,7 +32,8 @@ class MessagePump {
   // Borrows both until the pump is done or given up.
   void Start(absl::Span<const Transport::Outgoing> sends,
              absl::Span<const Transport::Incoming> receives);
-  // Moves what can move now. DataLoss if a message has not the size that its receiver expects; errors of the streams.
+  // Moves what can move now. DataLoss if a message has not the size that its receiver expects;
+  // errors of the streams.
   absl::StatusOr<Progress> Step();
 
   bool IsSendingTo(int peer) const;
@@ -51,9 +55,9 @@ class MessagePump {
   ByteStreams& streams_;
   absl::Span<const Transport::Outgoing> sends_;
   absl::Span<const Transport::Incoming> receives_;
-  std::vector<Transfer> sending_;    // these three are kept for their capacity
+  std::vector<Transfer> sending_;  // these three are kept for their capacity
   std::vector<Transfer> receiving_;
-  std::vector<char> blocked_;        // by peer: an earlier message of this call is not through
+  std::vector<char> blocked_;  // by peer: an earlier message of this call is not through
 };
 
 }  // namespace polyreme::comm

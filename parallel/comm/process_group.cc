@@ -83,8 +83,7 @@ class Joiner {
     return std::nullopt;
   }
 
-  absl::StatusOr<std::unique_ptr<Transport>> Join(const std::string& what,
-                                                  const GroupSpec& group) {
+  absl::StatusOr<std::unique_ptr<Transport>> Join(const std::string& what, const GroupSpec& group) {
     const std::string key = GroupKey(what);
     if (options_.kind == Kind::kThreads) {
       return JoinThreads(*options_.hub, key, options_.epoch, group);
@@ -160,10 +159,10 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Join(const plan::Top
                                            topology.PipelineColumn(place.shard)));
   const int32_t last = topology.stages() - 1;
   if (last > 0 && (place.stage == 0 || place.stage == last)) {
-    ASSIGN_OR_RETURN(
-        group->feedback_,
-        joiner.JoinTransport(fmt::format("feedback of shard {}", place.shard),
-                             {topology.RankAt({0, place.shard}), topology.RankAt({last, place.shard})}));
+    ASSIGN_OR_RETURN(group->feedback_,
+                     joiner.JoinTransport(fmt::format("feedback of shard {}", place.shard),
+                                          {topology.RankAt({0, place.shard}),
+                                           topology.RankAt({last, place.shard})}));
   }
   return group;
 }

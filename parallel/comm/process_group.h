@@ -1,5 +1,5 @@
-// Where one rank meets the others: its tensor group, its pipeline column and the way back from last stage to first, for
-// one epoch.
+// Where one rank meets the others: its tensor group, its pipeline column and the way back from last
+// stage to first, for one epoch.
 #pragma once
 
 #include <memory>
@@ -39,10 +39,11 @@ class ProcessGroup {
     CommunicatorFactory* nccl = nullptr;         // kNccl; from the plugin
   };
 
-  // Blocks until all ranks of this rank's groups have come. Each rank of the topology calls it once per epoch; the keys
-  // of the meeting carry the epoch, so that an old rank never joins a new group.
-  // Errors: DeadlineExceeded naming the rank that did not come; FailedPrecondition when ranks of different hosts want
-  // shared memory (both hosts named), an old epoch, or a missing option; Unauthenticated for another job token.
+  // Blocks until all ranks of this rank's groups have come. Each rank of the topology calls it once
+  // per epoch; the keys of the meeting carry the epoch, so that an old rank never joins a new
+  // group. Errors: DeadlineExceeded naming the rank that did not come; FailedPrecondition when
+  // ranks of different hosts want shared memory (both hosts named), an old epoch, or a missing
+  // option; Unauthenticated for another job token.
   static absl::StatusOr<std::unique_ptr<ProcessGroup>> Join(const plan::Topology& topology,
                                                             launch::Rendezvous& meet,
                                                             const Options& options);
@@ -51,7 +52,8 @@ class ProcessGroup {
   plan::Place place() const { return place_; }
   Communicator& tensor() { return *tensor_; }      // the shards of my stage; group rank = shard
   Communicator& pipeline() { return *pipeline_; }  // the stages of my shard; group rank = stage
-  // Last stage (group rank 1) to first stage (group rank 0) of my shard, beside the lane. CHECKs has_feedback().
+  // Last stage (group rank 1) to first stage (group rank 0) of my shard, beside the lane. CHECKs
+  // has_feedback().
   Transport& feedback();
   // True on the first and the last stage when there is more than one.
   bool has_feedback() const { return feedback_ != nullptr; }

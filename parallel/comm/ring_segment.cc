@@ -15,7 +15,9 @@ constexpr size_t kMaxRingBytes = size_t{256} << 10;
 constexpr size_t kMinRingBytes = size_t{4} << 10;
 constexpr size_t kAllRingsBytes = size_t{32} << 20;
 
-size_t NumRings(int size) { return static_cast<size_t>(size) * static_cast<size_t>(size - 1); }
+size_t NumRings(int size) {
+  return static_cast<size_t>(size) * static_cast<size_t>(size - 1);
+}
 
 size_t RingBytesFor(int size) {
   const size_t fair = kAllRingsBytes / std::max<size_t>(1, NumRings(size));
@@ -38,13 +40,12 @@ Offsets OffsetsFor(int size) {
 
 }  // namespace
 
-int64_t RingSegment::BytesFor(int size) { return static_cast<int64_t>(OffsetsFor(size).end); }
+int64_t RingSegment::BytesFor(int size) {
+  return static_cast<int64_t>(OffsetsFor(size).end);
+}
 
 RingSegment::RingSegment(void* memory, int size, std::function<void(void*)> deleter)
-    : size_(size),
-      ring_bytes_(RingBytesFor(size)),
-      memory_(memory),
-      deleter_(std::move(deleter)) {
+    : size_(size), ring_bytes_(RingBytesFor(size)), memory_(memory), deleter_(std::move(deleter)) {
   CHECK(size >= 2 && size <= limits::kMaxRanks);
   CHECK(reinterpret_cast<uintptr_t>(memory) % kCacheLine == 0);
   const Offsets at = OffsetsFor(size);
@@ -56,7 +57,9 @@ RingSegment::RingSegment(void* memory, int size, std::function<void(void*)> dele
   slots_ = base + at.slots;
 }
 
-RingSegment::~RingSegment() { deleter_(memory_); }
+RingSegment::~RingSegment() {
+  deleter_(memory_);
+}
 
 void RingSegment::Initialize(int64_t epoch) {
   header_->magic = kMagic;
@@ -65,7 +68,9 @@ void RingSegment::Initialize(int64_t epoch) {
   header_->nonce = launch::MakeNonce();
 }
 
-int64_t RingSegment::slot_bytes() const { return static_cast<int64_t>(kSlotBytes); }
+int64_t RingSegment::slot_bytes() const {
+  return static_cast<int64_t>(kSlotBytes);
+}
 
 std::byte* RingSegment::slot(int rank, uint64_t round) const {
   return slots_ + (static_cast<size_t>(rank) * 2 + round % 2) * kSlotBytes;
@@ -75,7 +80,8 @@ size_t RingSegment::RingIndex(int from, int to) const {
   return static_cast<size_t>(from * (size_ - 1) + (to > from ? to - 1 : to));
 }
 
-// Both ends count for ever; a position in the ring is the count modulo its size, which is a power of two.
+// Both ends count for ever; a position in the ring is the count modulo its size, which is a power
+// of two.
 size_t RingSegment::Write(int from, int to, const std::byte* bytes, size_t count) const {
   const size_t index = RingIndex(from, to);
   RingEnds& ends = ends_[index];

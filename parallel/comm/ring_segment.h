@@ -1,10 +1,10 @@
-// The memory that the ranks of one group share, be they threads or processes: a byte ring for each ordered pair of
-// ranks, a doorbell per rank, a stage for sums, and the word that ends the group.
+// The memory that the ranks of one group share, be they threads or processes: a byte ring for each
+// ordered pair of ranks, a doorbell per rank, a stage for sums, and the word that ends the group.
 //
-//   | SegmentHeader | RankLine x n | RingEnds x n(n-1) | ring bytes x n(n-1) | stage slots x n x 2 |
+//   | SegmentHeader | RankLine x n | RingEnds x n(n-1) | ring x n(n-1) | slot x 2n |
 //
-// All of it is valid when zeroed. Rings have one writer and one reader each and never block; who finds nothing to do
-// sleeps on its own doorbell (RingTransport).
+// All of it is valid when zeroed. Rings have one writer and one reader each and never block; who
+// finds nothing to do sleeps on its own doorbell (RingTransport).
 #pragma once
 
 #include <array>
@@ -26,7 +26,8 @@ struct SegmentHeader {
   int64_t epoch = 0;
   int32_t size = 0;
   launch::Nonce nonce{};
-  alignas(kCacheLine) std::atomic<uint32_t> ended{0};  // 0: alive; 1: someone is writing why; 2: written
+  // 0: alive; 1: someone is writing why; 2: written.
+  alignas(kCacheLine) std::atomic<uint32_t> ended{0};
   std::atomic<uint32_t> num_left{0};
   int32_t ended_by = 0;
   std::array<char, 488> why{};
@@ -36,11 +37,11 @@ struct SegmentHeader {
 struct RankLine {
   static constexpr uint32_t kAbsent = 0, kComing = 1, kHere = 2, kLeft = 3;
   alignas(kCacheLine) std::atomic<uint32_t> state{kAbsent};
-  int32_t process = 0;     // 0: a thread
-  launch::Proof proof{};   // of the job token
+  int32_t process = 0;                                    // 0: a thread
+  launch::Proof proof{};                                  // of the job token
   alignas(kCacheLine) std::atomic<uint32_t> doorbell{0};  // futex; rung by any peer
   std::atomic<uint32_t> asleep{0};
-  alignas(kCacheLine) std::atomic<uint64_t> round{0};     // of the stage, published last
+  alignas(kCacheLine) std::atomic<uint64_t> round{0};  // of the stage, published last
 };
 
 // Bytes ever written to and read from a ring.
@@ -56,7 +57,8 @@ class RingSegment {
  public:
   static constexpr std::array<char, 8> kMagic = {'p', 'o', 'l', 'y', 'r', 'i', 'n', 'g'};
 
-  // Bytes of a group of `size` ranks. Rings grow smaller as groups grow, so that the whole stays in tens of MiB.
+  // Bytes of a group of `size` ranks. Rings grow smaller as groups grow, so that the whole stays in
+  // tens of MiB.
   static int64_t BytesFor(int size);
 
   // memory: BytesFor(size) bytes, 64-byte aligned, zeroed or attached.

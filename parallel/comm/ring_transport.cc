@@ -1,7 +1,7 @@
-// Sleeping without losing a wake-up: a rank that found nothing to do sets `asleep`, looks once more, and sleeps only if
-// its doorbell still has the value from before that look. A peer first does its work, then moves the doorbell, then
-// reads `asleep`. All of these are sequentially consistent, so either the sleeper sees the work or the peer sees the
-// sleeper.
+// Sleeping without losing a wake-up: a rank that found nothing to do sets `asleep`, looks once
+// more, and sleeps only if its doorbell still has the value from before that look. A peer first
+// does its work, then moves the doorbell, then reads `asleep`. All of these are sequentially
+// consistent, so either the sleeper sees the work or the peer sees the sleeper.
 
 #include "parallel/comm/ring_transport.h"
 
@@ -33,7 +33,8 @@ void Relax() {
 #endif
 }
 
-// False if nobody woke us in time. Not the private kind of futex: the word may be in another process too.
+// False if nobody woke us in time. Not the private kind of futex: the word may be in another
+// process too.
 bool FutexWait(const std::atomic<uint32_t>& word, uint32_t value, absl::Duration at_most) {
   const timespec timeout = absl::ToTimespec(at_most);
   return ::syscall(SYS_futex, &word, FUTEX_WAIT, value, &timeout, nullptr, 0) == 0 ||
@@ -153,7 +154,9 @@ absl::StatusOr<size_t> RingTransport::TryRead(int peer, absl::Span<std::byte> fi
   return count;
 }
 
-absl::Status RingTransport::Begin(absl::Time deadline) { return WaitForRound(round_++, deadline); }
+absl::Status RingTransport::Begin(absl::Time deadline) {
+  return WaitForRound(round_++, deadline);
+}
 
 void RingTransport::Publish() {
   segment_->line(rank()).round.store(round_, std::memory_order_release);
@@ -201,7 +204,8 @@ absl::Status RingTransport::Wait(absl::Time deadline, Step step, Awaits awaits) 
     const bool sleepy = spins >= spin_limit_;
     if (sleepy) mine.asleep.store(1);
     const uint32_t bell = mine.doorbell.load();
-    const int gone = FindGone(look, awaits);  // before the step: what it sent before it went still counts
+    const int gone =
+        FindGone(look, awaits);  // before the step: what it sent before it went still counts
     const absl::StatusOr<Progress> progress = step();
     const absl::Status end = EndOf();
     const bool stuck = end.ok() && progress.ok() && *progress == Progress::kStuck;
@@ -212,8 +216,8 @@ absl::Status RingTransport::Wait(absl::Time deadline, Step step, Awaits awaits) 
     RETURN_IF_ERROR(progress.status());
     if (*progress == Progress::kDone) {
       // Spinning has paid if it found what it spun for.
-      spin_limit_ = sleepy ? std::max(spin_limit_ / 2, kMinSpins)
-                           : std::min(spin_limit_ * 2, kMaxSpins);
+      spin_limit_ =
+          sleepy ? std::max(spin_limit_ / 2, kMinSpins) : std::min(spin_limit_ * 2, kMaxSpins);
       return absl::OkStatus();
     }
     RETURN_IF_ERROR(end);
@@ -288,9 +292,9 @@ absl::Status RingTransport::EndOf() const {
   if (!own_end_.ok()) return own_end_;
   if (ended == 1) return Unavailable("{}: a peer ended it", group_.name);
   const int32_t by = std::clamp(header.ended_by, 0, size() - 1);
-  return Unavailable("{}: rank {} ended it: {}", group_.name,
-                     group_.members[static_cast<size_t>(by)].value,
-                     std::string(header.why.data(), ::strnlen(header.why.data(), header.why.size())));
+  return Unavailable(
+      "{}: rank {} ended it: {}", group_.name, group_.members[static_cast<size_t>(by)].value,
+      std::string(header.why.data(), ::strnlen(header.why.data(), header.why.size())));
 }
 
 }  // namespace polyreme::comm

@@ -1,4 +1,5 @@
-// Transport over memory that all ranks of the group see (threads of a process, processes of a host).
+// Transport over memory that all ranks of the group see (threads of a process, processes of a
+// host).
 #pragma once
 
 #include <atomic>
@@ -16,15 +17,16 @@
 
 namespace polyreme::comm {
 
-// A wait spins for a few microseconds, as far as spinning has paid lately, and then sleeps on this rank's doorbell.
-// Peers that are processes are watched: one that dies is seen within limits::kPeerCheckInterval.
+// A wait spins for a few microseconds, as far as spinning has paid lately, and then sleeps on this
+// rank's doorbell. Peers that are processes are watched: one that dies is seen within
+// limits::kPeerCheckInterval.
 class RingTransport final : public Transport, public SharedStage, private ByteStreams {
  public:
   enum class Peers { kThreads, kProcesses };
 
   // Takes this rank's place in the segment and waits until all have taken theirs.
-  // Errors: DeadlineExceeded naming who did not come; Unauthenticated for a peer with another job token;
-  // AlreadyExists when the place is taken.
+  // Errors: DeadlineExceeded naming who did not come; Unauthenticated for a peer with another job
+  // token; AlreadyExists when the place is taken.
   static absl::StatusOr<std::unique_ptr<RingTransport>> Join(std::shared_ptr<RingSegment> segment,
                                                              const GroupSpec& group, Peers peers,
                                                              const std::string& job_token);
@@ -60,8 +62,8 @@ class RingTransport final : public Transport, public SharedStage, private ByteSt
                                  absl::Span<std::byte> second) override;
   absl::Status WaitForRound(uint64_t round, absl::Time deadline);
 
-  // Repeats `step` until it is done, the group ends, or it is stuck on a peer that is gone or late; `awaits` says on
-  // which peers it is stuck. Until ends the group on an error, Wait does not.
+  // Repeats `step` until it is done, the group ends, or it is stuck on a peer that is gone or late;
+  // `awaits` says on which peers it is stuck. Until ends the group on an error, Wait does not.
   absl::Status Until(absl::Time deadline, Step step, Awaits awaits);
   absl::Status Wait(absl::Time deadline, Step step, Awaits awaits);
   // Until the doorbell moves on from `bell`; false if it did not for a while.
@@ -83,7 +85,7 @@ class RingTransport final : public Transport, public SharedStage, private ByteSt
   bool joined_ = false;
   StatCounters counters_;
   mutable std::mutex mutex_;
-  absl::Status own_end_;             // guarded by mutex_; why the group is over, if it was ended here
+  absl::Status own_end_;  // guarded by mutex_; why the group is over, if it was ended here
 };
 
 }  // namespace polyreme::comm

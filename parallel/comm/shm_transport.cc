@@ -19,8 +19,7 @@ namespace {
 
 absl::StatusOr<std::shared_ptr<RingSegment>> Map(const UniqueFd& fd, int size) {
   const auto bytes = static_cast<size_t>(RingSegment::BytesFor(size));
-  void* const memory =
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (memory == MAP_FAILED) {
     return ResourceExhausted("cannot map {} bytes of shared memory: {}", bytes,
                              std::strerror(errno));

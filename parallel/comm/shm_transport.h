@@ -10,13 +10,13 @@
 
 namespace polyreme::comm {
 
-// Rank 0 of the group makes anonymous memory (memfd), tells the others at the meeting which descriptor of which process
-// it is, and closes the descriptor once all have mapped it. It never has a name in a file system, so that no way of
-// dying leaves anything behind.
+// Rank 0 of the group makes anonymous memory (memfd), tells the others at the meeting which
+// descriptor of which process it is, and closes the descriptor once all have mapped it. It never
+// has a name in a file system, so that no way of dying leaves anything behind.
 //
 // key  names the group and epoch at the meeting; the same on all its ranks.
-// Errors: as RingTransport::Join; FailedPrecondition for memory of another epoch or that cannot be reached (another
-// host, pid namespace or user); ResourceExhausted.
+// Errors: as RingTransport::Join; FailedPrecondition for memory of another epoch or that cannot be
+// reached (another host, pid namespace or user); ResourceExhausted.
 absl::StatusOr<std::unique_ptr<Transport>> JoinSharedMemory(launch::Rendezvous& meet,
                                                             const std::string& key, Epoch epoch,
                                                             const GroupSpec& group,

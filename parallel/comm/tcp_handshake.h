@@ -1,9 +1,11 @@
-// How both ends of a connection prove the job token, and agree on who they are, before anything else is said.
+// How both ends of a connection prove the job token, and agree on who they are, before anything
+// else is said.
 //
 //   connector                               acceptor
 //      | Hello: epoch, group, from, to, nonce  |
 //      |-------------------------------------->|
-//      | Welcome: verdict, epoch, nonce, proof |   proof over Hello and the rest of Welcome, role "accepts"
+//      | Welcome: verdict, epoch, nonce, proof |   proof over Hello and the rest of Welcome, role
+//      "accepts"
 //      |<--------------------------------------|
 //      | proof                                 |   over Hello and Welcome, role "connects"
 //      |-------------------------------------->|
@@ -50,7 +52,8 @@ struct DoorKey {
 };
 DoorKey MakeDoorKey(int64_t epoch, const std::string& group_key, const std::string& job_token);
 
-// Acceptor: the answer to `hello`, at the place `self`; `verdict` is kWelcome or kTaken if the rest is right.
+// Acceptor: the answer to `hello`, at the place `self`; `verdict` is kWelcome or kTaken if the rest
+// is right.
 Welcome Answer(const DoorKey& key, const Hello& hello, int self, Welcome::Verdict verdict);
 bool IsProven(const DoorKey& key, const Hello& hello, const Welcome& welcome,
               const launch::Proof& proof);

@@ -1,5 +1,5 @@
-// A rank connects to the ranks below it and then accepts those above. It cannot deadlock: rank 0 only accepts, and once
-// ranks 0 to k - 1 have taken rank k in, rank k accepts.
+// A rank connects to the ranks below it and then accepts those above. It cannot deadlock: rank 0
+// only accepts, and once ranks 0 to k - 1 have taken rank k in, rank k accepts.
 
 #include "parallel/comm/tcp_meeting.h"
 
@@ -33,8 +33,8 @@ absl::Span<const std::byte> BytesOf(const T& value) {
   return {reinterpret_cast<const std::byte*>(&value), sizeof(value)};
 }
 
-// Accepts the ranks above this one. Strangers come too: each has its own deadline, their number is bounded, and none of
-// them holds up another.
+// Accepts the ranks above this one. Strangers come too: each has its own deadline, their number is
+// bounded, and none of them holds up another.
 class Door {
  public:
   Door(const UniqueFd& listener, const GroupSpec& group, const DoorKey& key,
@@ -47,7 +47,8 @@ class Door {
       if (now >= group_.deadline) return Missing();
       std::erase_if(strangers_, [&](const Stranger& stranger) { return now >= stranger.deadline; });
       polls_.assign(1, {listener_.get(), POLLIN, 0});
-      for (const Stranger& stranger : strangers_) polls_.push_back({stranger.socket.get(), POLLIN, 0});
+      for (const Stranger& stranger : strangers_)
+        polls_.push_back({stranger.socket.get(), POLLIN, 0});
       if (::poll(polls_.data(), polls_.size(), PollTimeout(group_.deadline)) <= 0) continue;
       // Backwards, because a stranger who has become a peer or was turned away leaves the list.
       for (size_t i = strangers_.size(); i-- > 0;) {
@@ -106,11 +107,12 @@ class Door {
     if (hello.magic != Hello::kMagic) return false;
     const bool taken = hello.from >= 0 && hello.from < group_.size() &&
                        sockets_[static_cast<size_t>(hello.from)].valid();
-    stranger.welcome = Answer(key_, hello, group_.rank, taken ? Welcome::kTaken : Welcome::kWelcome);
+    stranger.welcome =
+        Answer(key_, hello, group_.rank, taken ? Welcome::kTaken : Welcome::kWelcome);
     // A fresh connection has room for so little; one that has not is none of ours.
-    const bool sent = WriteAll(stranger.socket, BytesOf(std::as_const(stranger.welcome)),
-                               absl::InfinitePast())
-                          .ok();
+    const bool sent =
+        WriteAll(stranger.socket, BytesOf(std::as_const(stranger.welcome)), absl::InfinitePast())
+            .ok();
     return sent && stranger.welcome.verdict == Welcome::kWelcome;
   }
 
@@ -155,6 +157,18 @@ absl::StatusOr<UniqueFd> ConnectTo(const SocketAddress& address, const DoorKey& 
   return socket;
 }
 
+// Strangers in numbers can push a connection out of the door before it has proven itself, so one
+// that was cut is tried again. A peer that has died stays unavailable.
+absl::StatusOr<UniqueFd> ConnectPatiently(const SocketAddress& address, const DoorKey& key,
+                                          const GroupSpec& group, int peer) {
+  constexpr int kAttempts = 3;
+  absl::StatusOr<UniqueFd> socket = ConnectTo(address, key, group, peer);
+  for (int i = 1; i < kAttempts && absl::IsUnavailable(socket.status()); ++i) {
+    socket = ConnectTo(address, key, group, peer);
+  }
+  return socket;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<UniqueFd>> ConnectAll(launch::Rendezvous& meet, const std::string& key,
@@ -171,11 +185,11 @@ absl::StatusOr<std::vector<UniqueFd>> ConnectAll(launch::Rendezvous& meet, const
     if (absl::IsDeadlineExceeded(text.status())) return DidNotJoin(group, is_peer);
     RETURN_IF_ERROR(text.status());
     ASSIGN_OR_RETURN(const SocketAddress address, ParseSocketAddress(*text));
-    absl::StatusOr<UniqueFd> socket = ConnectTo(address, door_key, group, peer);
+    absl::StatusOr<UniqueFd> socket = ConnectPatiently(address, door_key, group, peer);
     if (absl::IsDeadlineExceeded(socket.status())) return DidNotJoin(group, is_peer);
     if (!socket.ok()) {
-      return Annotate(socket.status(), fmt::format("{}: {} at {}", group.name,
-                                                   NamePeers(group, is_peer), *text));
+      return Annotate(socket.status(),
+                      fmt::format("{}: {} at {}", group.name, NamePeers(group, is_peer), *text));
     }
     sockets[static_cast<size_t>(peer)] = *std::move(socket);
   }

@@ -81,8 +81,7 @@ absl::StatusOr<SocketAddress> ParseSocketAddress(std::string_view text) {
 absl::StatusOr<UniqueFd> Listen(const std::string& host, SocketAddress& bound) {
   ASSIGN_OR_RETURN(const AddressList list, Resolve({host, 0}));
   UniqueFd listener = MakeSocket(*list);
-  if (!listener.valid() ||
-      ::bind(listener.get(), list->ai_addr, list->ai_addrlen) != 0 ||
+  if (!listener.valid() || ::bind(listener.get(), list->ai_addr, list->ai_addrlen) != 0 ||
       ::listen(listener.get(), SOMAXCONN) != 0) {
     return FailedPrecondition("cannot listen on {}: {}", host, std::strerror(errno));
   }

@@ -16,7 +16,7 @@ struct SocketAddress {
   std::string host;  // numeric IPv4 or IPv6
   uint16_t port = 0;
 };
-std::string ToString(const SocketAddress& address);                      // "127.0.0.2 4711"
+std::string ToString(const SocketAddress& address);  // "127.0.0.2 4711"
 absl::StatusOr<SocketAddress> ParseSocketAddress(std::string_view text);
 
 // A listener on a port of the system's choice; `bound` says which.
@@ -33,7 +33,8 @@ absl::Status ReadAll(const UniqueFd& socket, absl::Span<std::byte> bytes, absl::
 
 // poll(2) on one socket. DeadlineExceeded.
 absl::Status WaitFor(const UniqueFd& socket, short events, absl::Time deadline);
-// Milliseconds for poll(2), rounded up; at most a second, so that callers look at their deadline again.
+// Milliseconds for poll(2), rounded up; at most a second, so that callers look at their deadline
+// again.
 int PollTimeout(absl::Time deadline);
 
 }  // namespace polyreme::comm

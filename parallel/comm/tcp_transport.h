@@ -16,12 +16,14 @@ struct TcpOptions {
   std::string job_token;
 };
 
-// Each rank listens, puts its address at the meeting, connects to the ranks below its own and accepts those above. Both
-// ends of a connection prove the job token (tcp_handshake.h); strangers are turned away and do not disturb.
+// Each rank listens, puts its address at the meeting, connects to the ranks below its own and
+// accepts those above. Both ends of a connection prove the job token (tcp_handshake.h); strangers
+// are turned away and do not disturb.
 //
 // key  names the group and epoch at the meeting; the same on all its ranks.
-// Errors: DeadlineExceeded naming who did not come; Unauthenticated when the peer that answers has another job token;
-// FailedPrecondition for another epoch, an address that cannot be bound, or two processes that claim one rank.
+// Errors: DeadlineExceeded naming who did not come; Unauthenticated when the peer that answers has
+// another job token; FailedPrecondition for another epoch, an address that cannot be bound, or two
+// processes that claim one rank.
 absl::StatusOr<std::unique_ptr<Transport>> JoinTcp(launch::Rendezvous& meet, const std::string& key,
                                                    const GroupSpec& group,
                                                    const TcpOptions& options);

@@ -16,8 +16,8 @@ std::shared_ptr<RingSegment> ThreadHub::Open(const std::string& key, Epoch epoch
   void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   CHECK(memory != MAP_FAILED, "out of address space for {} bytes", bytes);
-  const auto segment = std::make_shared<RingSegment>(
-      memory, size, [bytes](void* p) { ::munmap(p, bytes); });
+  const auto segment =
+      std::make_shared<RingSegment>(memory, size, [bytes](void* p) { ::munmap(p, bytes); });
   segment->Initialize(epoch.value);
   known = segment;
   return segment;

@@ -12,7 +12,8 @@
 
 namespace polyreme::comm {
 
-// Where the threads find each other's memory. Owned by whoever starts the ranks; outlives their joining. Any thread.
+// Where the threads find each other's memory. Owned by whoever starts the ranks; outlives their
+// joining. Any thread.
 class ThreadHub {
  public:
   // The group's memory; made by whoever comes first, freed with the last transport over it.
@@ -23,7 +24,8 @@ class ThreadHub {
   std::map<std::string, std::weak_ptr<RingSegment>> segments_;  // guarded by mutex_
 };
 
-// Blocks until all ranks of the group have come. `key` names the group and epoch; the same on all its ranks.
+// Blocks until all ranks of the group have come. `key` names the group and epoch; the same on all
+// its ranks.
 absl::StatusOr<std::unique_ptr<Transport>> JoinThreads(ThreadHub& hub, const std::string& key,
                                                        Epoch epoch, const GroupSpec& group);
 

@@ -13,8 +13,9 @@ namespace polyreme::comm {
 
 class SharedStage;
 
-// Reliable messages between the ranks of one group, in order for each pair. Used by one thread at a time, except Abort
-// and stats. After the first error a transport is of no more use: later calls return that error at once.
+// Reliable messages between the ranks of one group, in order for each pair. Used by one thread at a
+// time, except Abort and stats. After the first error a transport is of no more use: later calls
+// return that error at once.
 class Transport {
  public:
   struct Outgoing {
@@ -31,10 +32,11 @@ class Transport {
   virtual int rank() const = 0;  // within the group
   virtual int size() const = 0;
 
-  // Posts all sends and receives together and returns when each receive is filled and each send's bytes may be reused
-  // (they may still be on their way). A send can wait until its peer receives. A rank cannot send to itself.
-  // Errors: DeadlineExceeded naming the peers waited for; Unavailable when a peer died, left or aborted; DataLoss when
-  // a message has not the size that its receiver expects.
+  // Posts all sends and receives together and returns when each receive is filled and each send's
+  // bytes may be reused (they may still be on their way). A send can wait until its peer receives.
+  // A rank cannot send to itself. Errors: DeadlineExceeded naming the peers waited for; Unavailable
+  // when a peer died, left or aborted; DataLoss when a message has not the size that its receiver
+  // expects.
   virtual absl::Status Exchange(absl::Span<const Outgoing> sends,
                                 absl::Span<const Incoming> receives, absl::Time deadline) = 0;
 
@@ -47,7 +49,8 @@ class Transport {
     return Exchange({}, {&receive, 1}, deadline);
   }
 
-  // Memory that all ranks of the group see, if this transport has such; a quicker way to add. Owned by the transport.
+  // Memory that all ranks of the group see, if this transport has such; a quicker way to add. Owned
+  // by the transport.
   virtual SharedStage* shared_stage() { return nullptr; }
 
   // Ends the group: waits here and at the peers return soon. The first reason stays. Any thread.
@@ -55,15 +58,17 @@ class Transport {
   virtual CommStats stats() const = 0;  // operations: calls of Exchange
 };
 
-// A slot of memory per rank that all ranks of a group see. Each round: Begin, write own slot, Publish, WaitForAll, read
-// the slots of all, which stay as they are until this rank publishes the next round.
+// A slot of memory per rank that all ranks of a group see. Each round: Begin, write own slot,
+// Publish, WaitForAll, read the slots of all, which stay as they are until this rank publishes the
+// next round.
 class SharedStage {
  public:
   virtual ~SharedStage() = default;
   virtual int64_t slot_bytes() const = 0;
   // Opens the next round: waits until no peer reads what this round will overwrite.
   virtual absl::Status Begin(absl::Time deadline) = 0;
-  // The slot of `rank` in this round, 64-byte aligned. Own: to write before Publish; others: to read after WaitForAll.
+  // The slot of `rank` in this round, 64-byte aligned. Own: to write before Publish; others: to
+  // read after WaitForAll.
   virtual std::byte* slot(int rank) = 0;
   virtual void Publish() = 0;
   virtual absl::Status WaitForAll(absl::Time deadline) = 0;

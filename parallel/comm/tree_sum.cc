@@ -17,7 +17,8 @@ constexpr size_t kMaxParts = limits::kMaxRanks;
 constexpr size_t kMaxDepth = std::bit_width(kMaxParts);
 using Block = std::array<float, kBlock>;
 
-// Four floats of any processor. Spelled out because `out` may be `a`, which keeps compilers from it.
+// Four floats of any processor. Spelled out because `out` may be `a`, which keeps compilers from
+// it.
 using Lanes [[gnu::vector_size(16)]] = float;
 void Add(const float* a, const float* b, float* out) {
   for (int64_t i = 0; i < kBlock; i += 4) {
@@ -29,8 +30,9 @@ void Add(const float* a, const float* b, float* out) {
   }
 }
 
-// The sum of one whole block of parts [first, first + width), clipped to those that are there; `width` is a power of
-// two. Returns where it is: the part itself, or the scratch block of this depth.
+// The sum of one whole block of parts [first, first + width), clipped to those that are there;
+// `width` is a power of two. Returns where it is: the part itself, or the scratch block of this
+// depth.
 const float* SumBlock(absl::Span<const float* const> parts, size_t first, size_t width,
                       int64_t offset, Block* scratch) {
   if (width == 1) return parts[first] + offset;

@@ -14,8 +14,8 @@ namespace polyreme::launch {
 
 Nonce MakeNonce() {
   Nonce nonce;
-  const int made = RAND_bytes(reinterpret_cast<unsigned char*>(nonce.data()),
-                              static_cast<int>(nonce.size()));
+  const int made =
+      RAND_bytes(reinterpret_cast<unsigned char*>(nonce.data()), static_cast<int>(nonce.size()));
   CHECK(made == 1, "the system's random generator failed");
   return nonce;
 }
@@ -33,9 +33,9 @@ Proof Prove(std::string_view job_token, std::string_view role,
   for (const std::byte b : transcript) message.push_back(std::to_integer<unsigned char>(b));
   Proof proof;
   unsigned int size = 0;
-  const void* made = HMAC(EVP_sha256(), job_token.data(), static_cast<int>(job_token.size()),
-                          message.data(), message.size(),
-                          reinterpret_cast<unsigned char*>(proof.data()), &size);
+  const void* made =
+      HMAC(EVP_sha256(), job_token.data(), static_cast<int>(job_token.size()), message.data(),
+           message.size(), reinterpret_cast<unsigned char*>(proof.data()), &size);
   CHECK(made != nullptr && size == proof.size(), "HMAC-SHA256 failed");
   return proof;
 }

@@ -1,4 +1,5 @@
-// The secret that the processes of one job share, and proofs of knowing it that give nothing of it away.
+// The secret that the processes of one job share, and proofs of knowing it that give nothing of it
+// away.
 #pragma once
 
 #include <array>
@@ -17,8 +18,8 @@ using Proof = std::array<std::byte, 32>;
 std::string MakeJobToken();
 // A number used once: what a proof answers to, so that an old proof is worth nothing.
 Nonce MakeNonce();
-// HMAC-SHA256 keyed with the token over `role`, a zero byte, and `transcript`. The two sides of a connection use
-// different roles, so that neither's proof can be played back as the other's.
+// HMAC-SHA256 keyed with the token over `role`, a zero byte, and `transcript`. The two sides of a
+// connection use different roles, so that neither's proof can be played back as the other's.
 Proof Prove(std::string_view job_token, std::string_view role,
             absl::Span<const std::byte> transcript);
 // In time that does not depend on where they differ.

@@ -24,12 +24,24 @@ struct Source {
 
 constexpr Source kSources[] = {
     {Launcher::kTorchrun, "torchrun", "RANK", "WORLD_SIZE", {"LOCAL_RANK"}, {"LOCAL_WORLD_SIZE"}},
-    {Launcher::kOpenMpi, "mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-     {"OMPI_COMM_WORLD_LOCAL_RANK"}, {"OMPI_COMM_WORLD_LOCAL_SIZE"}},
-    {Launcher::kPmi, "mpiexec (PMI)", "PMI_RANK", "PMI_SIZE",
-     {"MPI_LOCALRANKID", "PMI_LOCAL_RANK"}, {"MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"}},
-    {Launcher::kSlurm, "srun (Slurm)", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS",
-     {"SLURM_LOCALID"}, {}},
+    {Launcher::kOpenMpi,
+     "mpirun (Open MPI)",
+     "OMPI_COMM_WORLD_RANK",
+     "OMPI_COMM_WORLD_SIZE",
+     {"OMPI_COMM_WORLD_LOCAL_RANK"},
+     {"OMPI_COMM_WORLD_LOCAL_SIZE"}},
+    {Launcher::kPmi,
+     "mpiexec (PMI)",
+     "PMI_RANK",
+     "PMI_SIZE",
+     {"MPI_LOCALRANKID", "PMI_LOCAL_RANK"},
+     {"MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"}},
+    {Launcher::kSlurm,
+     "srun (Slurm)",
+     "SLURM_PROCID",
+     "SLURM_STEP_NUM_TASKS",
+     {"SLURM_LOCALID"},
+     {}},
 };
 
 // Reads variables; remembers the first that is not what it should be.
@@ -143,7 +155,8 @@ absl::Status AddDetails(Reader& read, LaunchEnv& env) {
       break;
     }
     case Launcher::kSlurm:
-      env.job_id = fmt::format("slurm-{}.{}", read.Text("SLURM_JOB_ID"), read.Text("SLURM_STEP_ID"));
+      env.job_id =
+          fmt::format("slurm-{}.{}", read.Text("SLURM_JOB_ID"), read.Text("SLURM_STEP_ID"));
       env.launch_host = read.Text("SLURM_LAUNCH_NODE_IPADDR");
       RETURN_IF_ERROR(AddSlurmPlaces(read, env));
       break;
@@ -156,8 +169,8 @@ absl::Status AddDetails(Reader& read, LaunchEnv& env) {
 
 // What this launcher says; Launcher::kNone if it did not start us.
 absl::StatusOr<LaunchEnv> ReadSource(const Source& source, Reader& read) {
-  // An allocation's shell has Slurm's variables too, of the allocation. Only a step has an id, and the batch script's
-  // own step has none.
+  // An allocation's shell has Slurm's variables too, of the allocation. Only a step has an id, and
+  // the batch script's own step has none.
   if (source.launcher == Launcher::kSlurm && read.Text("SLURM_STEP_ID").empty()) {
     return LaunchEnv{};
   }
@@ -191,8 +204,8 @@ absl::StatusOr<LaunchEnv> ReadSource(const Source& source, Reader& read) {
   return env;
 }
 
-// The most trusted launcher that started us. Launchers may be nested (mpirun inside a Slurm step): the inner one is the
-// more trusted one and the outer is not asked.
+// The most trusted launcher that started us. Launchers may be nested (mpirun inside a Slurm step):
+// the inner one is the more trusted one and the outer is not asked.
 absl::StatusOr<LaunchEnv> ReadLauncher(const Environment& environment) {
   Reader read(environment);
   for (const Source& source : kSources) {
@@ -207,7 +220,8 @@ absl::StatusOr<LaunchEnv> ReadLauncher(const Environment& environment) {
   }
   if (read.Number("PMIX_RANK").has_value()) {
     return InvalidArgument(
-        "PMIX_RANK is set but nothing says how many ranks there are; give rank and world size as flags");
+        "PMIX_RANK is set but nothing says how many ranks there are; give rank and world size as "
+        "flags");
   }
   return LaunchEnv{};
 }
@@ -245,9 +259,9 @@ std::string_view NameOf(Launcher launcher) {
 
 absl::StatusOr<LaunchEnv> ReadLaunchEnv(const LaunchFlags& flags, const Environment& environment) {
   if (flags.rank.has_value() != flags.world_size.has_value()) {
-    return InvalidArgument("the flags give {}: rank and world size go together",
-                           flags.rank.has_value() ? "a rank but no world size"
-                                                  : "a world size but no rank");
+    return InvalidArgument(
+        "the flags give {}: rank and world size go together",
+        flags.rank.has_value() ? "a rank but no world size" : "a world size but no rank");
   }
   if (flags.local_rank.has_value() != flags.local_size.has_value() ||
       (flags.local_rank.has_value() && !flags.rank.has_value())) {

@@ -1,9 +1,10 @@
-// Where ranks meet before they know each other: values under keys. Written once, read by anyone, waited for.
+// Where ranks meet before they know each other: values under keys. Written once, read by anyone,
+// waited for.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
-#include <condition_variable>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -17,7 +18,8 @@ namespace polyreme::launch {
 class Rendezvous {
  public:
   virtual ~Rendezvous() = default;
-  // Again with the same value: ok. AlreadyExists with another value; ResourceExhausted or InvalidArgument over limits.
+  // Again with the same value: ok. AlreadyExists with another value; ResourceExhausted or
+  // InvalidArgument over limits.
   virtual absl::Status Put(std::string_view key, std::string value) = 0;
   // Waits until the key is there. DeadlineExceeded.
   virtual absl::StatusOr<std::string> Wait(std::string_view key, absl::Time deadline) = 0;

@@ -1,6 +1,7 @@
 // One rank as a process of its own, for process_test.cc:
 //   comm_rank SOCKET KIND STAGES SHARDS RANK VICTIM
-// Joins, runs some of each collective, and reports a digest of all that it computed. VICTIM kills itself half way.
+// Joins, runs some of each collective, and reports a digest of all that it computed. VICTIM kills
+// itself half way.
 
 #include <signal.h>
 #include <unistd.h>

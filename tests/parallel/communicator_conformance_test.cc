@@ -1,4 +1,5 @@
-// One suite for each kind of communicator, 1 to 8 ranks, against the naive definition of each operation.
+// One suite for each kind of communicator, 1 to 8 ranks, against the naive definition of each
+// operation.
 
 #include <gtest/gtest.h>
 
@@ -13,7 +14,8 @@ namespace {
 
 using Kind = ProcessGroup::Kind;
 
-// What rank r holds at place i: small fractions and huge numbers side by side, so that another order of adding shows.
+// What rank r holds at place i: small fractions and huge numbers side by side, so that another
+// order of adding shows.
 float ValueAt(int rank, int64_t i) {
   uint32_t h = static_cast<uint32_t>(rank) * 2654435761u + static_cast<uint32_t>(i) * 40503u + 977u;
   h ^= h >> 15;
@@ -29,7 +31,8 @@ std::vector<float> Values(int rank, int64_t count) {
   return values;
 }
 
-// The tree, as its definition reads: halves of the next power of two, an empty right half adds nothing.
+// The tree, as its definition reads: halves of the next power of two, an empty right half adds
+// nothing.
 float NaiveTree(int first, int width, int size, int64_t i) {
   if (width == 1) return ValueAt(first, i);
   const float left = NaiveTree(first, width / 2, size, i);
@@ -47,13 +50,17 @@ double DoubleSum(int size, int64_t i) {
   return sum;
 }
 
-bool SameBits(float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0; }
+bool SameBits(float a, float b) {
+  return std::memcmp(&a, &b, sizeof(a)) == 0;
+}
 
 template <class T>
 TensorView View(std::vector<T>& values, DType dtype) {
   return {values.data(), dtype, Shape{std::ssize(values)}};
 }
-TensorView View(std::vector<float>& values) { return View(values, DType::kF32); }
+TensorView View(std::vector<float>& values) {
+  return View(values, DType::kF32);
+}
 template <class T>
 TensorView Bytes(std::vector<T>& values) {
   return {values.data(), DType::kU8, Shape{static_cast<int64_t>(values.size() * sizeof(T))}};
@@ -61,11 +68,13 @@ TensorView Bytes(std::vector<T>& values) {
 
 // Counts around the edges of blocks, rings, slots and the size table.
 const std::vector<int64_t>& Counts() {
-  static const std::vector<int64_t> counts = {0,    1,     3,     7,     255,   257,   384,
-                                              1024, 4095,  4096,  4097,  16385, 65536, 65537,
-                                              131071, 262147};
+  static const std::vector<int64_t> counts = {
+      0, 1, 3, 7, 255, 257, 384, 1024, 4095, 4096, 4097, 16385, 65536, 65537, 131071, 262147};
   return counts;
 }
+
+// Where each rank holds the parts of all: enough for several chunks, whatever the size.
+constexpr int64_t kMostElements = 600'000;
 
 class Conformance : public testing::TestWithParam<std::tuple<Kind, int>> {
  protected:
@@ -78,8 +87,7 @@ class Conformance : public testing::TestWithParam<std::tuple<Kind, int>> {
     return options;
   }
   void OnAll(const std::function<void(Communicator&, Lane&)>& body) const {
-    ExpectAllWell(options(),
-                  [&](ProcessGroup& group, Lane& lane) { body(group.tensor(), lane); });
+    ExpectAllWell(options(), [&](ProcessGroup& group, Lane& lane) { body(group.tensor(), lane); });
   }
 };
 
@@ -110,12 +118,14 @@ TEST_P(Conformance, AllReduceAddsInTheOneTreeOnEachRank) {
 TEST_P(Conformance, ReduceScatterGivesEachRankItsPartOfTheSum) {
   OnAll([&](Communicator& group, Lane& lane) {
     for (const int64_t count : Counts()) {
+      if (count * size() > kMostElements) continue;
       std::vector<float> whole = Values(group.rank(), count * size());
       std::vector<float> part(static_cast<size_t>(count));
       group.ReduceScatterSum(lane, View(whole), View(part));
       int64_t wrong = 0;
       for (int64_t i = 0; i < count; ++i) {
-        wrong += !SameBits(part[static_cast<size_t>(i)], NaiveSum(size(), group.rank() * count + i));
+        wrong +=
+            !SameBits(part[static_cast<size_t>(i)], NaiveSum(size(), group.rank() * count + i));
       }
       EXPECT_EQ(wrong, 0) << "of " << count << " on rank " << group.rank();
     }
@@ -125,6 +135,7 @@ TEST_P(Conformance, ReduceScatterGivesEachRankItsPartOfTheSum) {
 TEST_P(Conformance, AllGatherLaysThePartsOutByRank) {
   OnAll([&](Communicator& group, Lane& lane) {
     for (const int64_t count : Counts()) {
+      if (count * size() > kMostElements) continue;
       std::vector<float> part = Values(group.rank(), count);
       std::vector<float> whole(static_cast<size_t>(count * size()), -1.0f);
       group.AllGather(lane, View(part), View(whole));
@@ -253,11 +264,11 @@ std::string NameOfInstance(const testing::TestParamInfo<std::tuple<Kind, int>>& 
   return NameOf(std::get<0>(instance.param)) + std::to_string(std::get<1>(instance.param));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, Conformance,
-    testing::Combine(testing::Values(Kind::kThreads, Kind::kSharedMemory, Kind::kTcp),
-                     testing::Values(1, 2, 3, 4, 5, 6, 7, 8)),
-    NameOfInstance);
+INSTANTIATE_TEST_SUITE_P(All, Conformance,
+                         testing::Combine(testing::Values(Kind::kThreads, Kind::kSharedMemory,
+                                                          Kind::kTcp),
+                                          testing::Values(1, 2, 3, 4, 5, 6, 7, 8)),
+                         NameOfInstance);
 
 }  // namespace
 }  // namespace polyreme::comm

@@ -39,15 +39,16 @@ LaunchFlags Flags(int32_t rank, int32_t world_size) {
 
 // As Open MPI 4.1 sets them for the second of four ranks on two hosts.
 Variables OpenMpi() {
-  return {{"OMPI_COMM_WORLD_RANK", "1"},
-          {"OMPI_COMM_WORLD_SIZE", "4"},
-          {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
-          {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
-          {"OMPI_MCA_ess_base_jobid", "1997209601"},
-          {"OMPI_MCA_orte_hnp_uri", "1997209600.0;tcp://127.0.0.2,10.1.2.3:53209;tcp6://[::1]:40965"},
-          {"OMPI_MCA_orte_jobfam_session_dir", "/tmp/ompi.host.0/pid.7157"},
-          {"PMIX_NAMESPACE", "1997209601"},
-          {"PMIX_RANK", "1"}};
+  return {
+      {"OMPI_COMM_WORLD_RANK", "1"},
+      {"OMPI_COMM_WORLD_SIZE", "4"},
+      {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+      {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+      {"OMPI_MCA_ess_base_jobid", "1997209601"},
+      {"OMPI_MCA_orte_hnp_uri", "1997209600.0;tcp://127.0.0.2,10.1.2.3:53209;tcp6://[::1]:40965"},
+      {"OMPI_MCA_orte_jobfam_session_dir", "/tmp/ompi.host.0/pid.7157"},
+      {"PMIX_NAMESPACE", "1997209601"},
+      {"PMIX_RANK", "1"}};
 }
 // As srun sets them for task 2 of a step of four over two nodes, three and one.
 Variables SlurmStep() {
@@ -64,13 +65,17 @@ Variables SlurmStep() {
 }
 // As sbatch sets them in the batch script: an allocation, no step of ours.
 Variables SlurmAllocation() {
-  return {{"SLURM_JOB_ID", "31"},   {"SLURM_NTASKS", "4"},  {"SLURM_PROCID", "0"},
-          {"SLURM_LOCALID", "0"},   {"SLURM_NODEID", "0"},  {"SLURM_TASKS_PER_NODE", "4"},
+  return {{"SLURM_JOB_ID", "31"},      {"SLURM_NTASKS", "4"}, {"SLURM_PROCID", "0"},
+          {"SLURM_LOCALID", "0"},      {"SLURM_NODEID", "0"}, {"SLURM_TASKS_PER_NODE", "4"},
           {"SLURM_JOB_NODELIST", "n1"}};
 }
 Variables Torchrun() {
-  return {{"RANK", "3"},           {"WORLD_SIZE", "4"},       {"LOCAL_RANK", "1"},
-          {"LOCAL_WORLD_SIZE", "2"}, {"MASTER_ADDR", "127.0.0.4"}, {"MASTER_PORT", "29500"},
+  return {{"RANK", "3"},
+          {"WORLD_SIZE", "4"},
+          {"LOCAL_RANK", "1"},
+          {"LOCAL_WORLD_SIZE", "2"},
+          {"MASTER_ADDR", "127.0.0.4"},
+          {"MASTER_PORT", "29500"},
           {"TORCHELASTIC_RUN_ID", "none"}};
 }
 Variables With(Variables base, const Variables& more) {
@@ -124,10 +129,10 @@ TEST(LaunchEnv, ReadsTorchrun) {
 }
 
 TEST(LaunchEnv, ReadsPmiInBothSpellings) {
-  const Variables hydra = {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"},
-                           {"MPI_LOCALNRANKS", "2"}};
-  const Variables cray = {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"PMI_LOCAL_RANK", "1"},
-                          {"PMI_LOCAL_SIZE", "2"}};
+  const Variables hydra = {
+      {"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}};
+  const Variables cray = {
+      {"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"PMI_LOCAL_RANK", "1"}, {"PMI_LOCAL_SIZE", "2"}};
   for (const Variables& variables : {hydra, cray}) {
     const LaunchEnv env = Read(variables);
     EXPECT_EQ(env.launcher, Launcher::kPmi);
@@ -155,8 +160,9 @@ TEST(LaunchEnv, TwoNamesOfOneLevelMustAgree) {
 }
 
 TEST(LaunchEnv, HalfASetIsRefusedByName) {
-  EXPECT_THAT(Refusal(Without(OpenMpi(), "OMPI_COMM_WORLD_SIZE")),
-              AllOf(HasSubstr("OMPI_COMM_WORLD_RANK is set"), HasSubstr("OMPI_COMM_WORLD_SIZE is not")));
+  EXPECT_THAT(
+      Refusal(Without(OpenMpi(), "OMPI_COMM_WORLD_SIZE")),
+      AllOf(HasSubstr("OMPI_COMM_WORLD_RANK is set"), HasSubstr("OMPI_COMM_WORLD_SIZE is not")));
   EXPECT_THAT(Refusal({{"WORLD_SIZE", "4"}}),
               AllOf(HasSubstr("WORLD_SIZE is set"), HasSubstr("RANK is not")));
   EXPECT_THAT(Refusal({{"PMIX_RANK", "0"}}), HasSubstr("PMIX_RANK"));
@@ -193,7 +199,8 @@ TEST(LaunchEnv, FlagsThatAgreeWithTheLauncherKeepItsDetails) {
 TEST(LaunchEnv, FlagsThatContradictTheLauncherAreRefused) {
   EXPECT_THAT(Refusal(OpenMpi(), Flags(2, 4)),
               AllOf(HasSubstr("rank 2"), HasSubstr("Open MPI"), HasSubstr("says 1")));
-  EXPECT_THAT(Refusal(SlurmStep(), Flags(2, 8)), AllOf(HasSubstr("world size 8"), HasSubstr("srun")));
+  EXPECT_THAT(Refusal(SlurmStep(), Flags(2, 8)),
+              AllOf(HasSubstr("world size 8"), HasSubstr("srun")));
 }
 
 TEST(LaunchEnv, HalfASetOfFlagsIsRefused) {

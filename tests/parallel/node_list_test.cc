@@ -37,7 +37,8 @@ TEST(TasksPerNode, ExpandsRepeats) {
   EXPECT_THAT(*ParseTasksPerNode("3,1"), ElementsAre(3, 1));
   EXPECT_THAT(*ParseTasksPerNode("2(x2)"), ElementsAre(2, 2));
   EXPECT_THAT(*ParseTasksPerNode("2(x3),1"), ElementsAre(2, 2, 2, 1));
-  for (const std::string_view text : {"", "a", "2(x)", "2(x2", "2(3)", "(x2)", "2(x1000000000)", "-1"}) {
+  for (const std::string_view text :
+       {"", "a", "2(x)", "2(x2", "2(3)", "(x2)", "2(x1000000000)", "-1"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(ParseTasksPerNode(text).status())) << "'" << text << "'";
   }
 }

@@ -1,4 +1,5 @@
-// How ranks meet, and how they part: missing ranks, strangers, old epochs, other hosts, aborts and deaths.
+// How ranks meet, and how they part: missing ranks, strangers, old epochs, other hosts, aborts and
+// deaths.
 
 #include "parallel/comm/process_group.h"
 
@@ -103,8 +104,9 @@ TEST_P(AnyKind, ARankThatDoesNotComeIsNamed) {
       RunRanks(late, [](ProcessGroup&, Lane&) { FAIL() << "nobody can have joined"; });
   for (const size_t r : {size_t{0}, size_t{2}}) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(results[r])) << results[r].ToString();
-    EXPECT_THAT(Message(results[r]), AllOf(HasSubstr("rank 1 did not join tensor group 0 of epoch 1"),
-                                           HasSubstr("within")));
+    EXPECT_THAT(
+        Message(results[r]),
+        AllOf(HasSubstr("rank 1 did not join tensor group 0 of epoch 1"), HasSubstr("within")));
   }
   EXPECT_FALSE(results[1].ok());
 }
@@ -133,16 +135,18 @@ TEST_P(AnyKind, OneRanksAbortWakesAllThatWait) {
 
 TEST_P(AnyKind, AbortFromAnotherThreadEndsAWait) {
   ExpectAllWell(options(2, 1), [&](ProcessGroup& group, Lane&) {
+    int32_t token = 0;
     if (group.place().stage == 1) {
-      // Stays until the other side has ended the group.
+      // Stays until the other side has ended both of its groups.
       TestLane lane;
       float x = 0;
       const Communicator::Incoming receive{{&x, DType::kF32, Shape{1}}, 0};
       group.pipeline().Exchange(lane, {}, {&receive, 1});
       EXPECT_FALSE(lane.ok());
+      EXPECT_FALSE(
+          group.feedback().Receive(0, BytesOf(token), MonotonicNow() + absl::Seconds(20)).ok());
       return;
     }
-    int32_t token = 0;
     const std::jthread other([&] { group.Abort(Cancelled("enough")); });
     const absl::Status status =
         group.feedback().Receive(1, BytesOf(token), MonotonicNow() + absl::Seconds(20));
@@ -240,7 +244,8 @@ TEST(ProcessGroup, RefusesSharedMemoryAcrossHostsAndNamesBoth) {
 }
 
 TEST(ProcessGroup, ChoosesMemoryWithinAHostAndTcpBetweenHosts) {
-  // Stage 0 on one host, stage 1 on another, each with an address of its own; the groups of both kinds work together.
+  // Stage 0 on one host, stage 1 on another, each with an address of its own; the groups of both
+  // kinds work together.
   RanksOptions options;
   options.kind = Kind::kAuto;
   options.stages = 2;

@@ -52,11 +52,16 @@ void ExpectAllWell(const RanksOptions& options,
 
 std::string NameOf(ProcessGroup::Kind kind) {
   switch (kind) {
-    case ProcessGroup::Kind::kAuto: return "Auto";
-    case ProcessGroup::Kind::kThreads: return "Threads";
-    case ProcessGroup::Kind::kSharedMemory: return "SharedMemory";
-    case ProcessGroup::Kind::kTcp: return "Tcp";
-    case ProcessGroup::Kind::kNccl: return "Nccl";
+    case ProcessGroup::Kind::kAuto:
+      return "Auto";
+    case ProcessGroup::Kind::kThreads:
+      return "Threads";
+    case ProcessGroup::Kind::kSharedMemory:
+      return "SharedMemory";
+    case ProcessGroup::Kind::kTcp:
+      return "Tcp";
+    case ProcessGroup::Kind::kNccl:
+      return "Nccl";
   }
   return "Unknown";
 }

@@ -23,7 +23,8 @@ struct RanksOptions {
   std::function<void(Rank, ProcessGroup::Options&)> adjust = [](Rank, ProcessGroup::Options&) {};
 };
 
-// Runs `body` on a thread per rank, each with its group and lane; the status of each rank: of joining, else the lane's.
+// Runs `body` on a thread per rank, each with its group and lane; the status of each rank: of
+// joining, else the lane's.
 std::vector<absl::Status> RunRanks(const RanksOptions& options,
                                    const std::function<void(ProcessGroup&, Lane&)>& body);
 // The same, and expects all to be well.

@@ -11,7 +11,9 @@
 namespace polyreme::launch {
 namespace {
 
-absl::Time Soon() { return MonotonicNow() + absl::Seconds(20); }
+absl::Time Soon() {
+  return MonotonicNow() + absl::Seconds(20);
+}
 
 TEST(Rendezvous, AValueIsThereForAllWhoWaitBeforeAndAfter) {
   InMemoryRendezvous meet;
@@ -40,8 +42,7 @@ TEST(Rendezvous, IsBounded) {
   const auto bytes = [](int64_t n) { return std::string(static_cast<size_t>(n), 'x'); };
   EXPECT_TRUE(absl::IsInvalidArgument(meet.Put("", "value")));
   EXPECT_TRUE(absl::IsInvalidArgument(meet.Put(bytes(limits::kMaxMeetingKeyBytes + 1), "value")));
-  EXPECT_TRUE(
-      absl::IsResourceExhausted(meet.Put("key", bytes(limits::kMaxMeetingValueBytes + 1))));
+  EXPECT_TRUE(absl::IsResourceExhausted(meet.Put("key", bytes(limits::kMaxMeetingValueBytes + 1))));
   for (int64_t i = 0; i < limits::kMaxMeetingKeys; ++i) {
     ASSERT_TRUE(meet.Put(std::to_string(i), "value").ok());
   }
@@ -62,9 +63,8 @@ TEST(Rendezvous, ForgetsAnEpochAndMakesRoom) {
 
 TEST(Rendezvous, CloseEndsAllWaits) {
   InMemoryRendezvous meet;
-  const std::jthread waiting([&] {
-    EXPECT_TRUE(absl::IsCancelled(meet.Wait("key", Soon()).status()));
-  });
+  const std::jthread waiting(
+      [&] { EXPECT_TRUE(absl::IsCancelled(meet.Wait("key", Soon()).status())); });
   meet.Close(Cancelled("done"));
   EXPECT_TRUE(absl::IsCancelled(meet.Put("key", "value")));
   EXPECT_TRUE(absl::IsCancelled(meet.Wait("key", Soon()).status()));

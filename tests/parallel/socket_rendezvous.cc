@@ -1,4 +1,5 @@
-// Questions are "P<key>\0<value>", "W<microseconds>\0<key>" and "R<code>\0<text>\0<result>"; answers "<code>\0<text>".
+// Questions are "P<key>\0<value>", "W<microseconds>\0<key>" and "R<code>\0<text>\0<result>";
+// answers "<code>\0<text>".
 
 #include "tests/parallel/socket_rendezvous.h"
 

@@ -27,7 +27,8 @@ struct ChildReport {
   absl::Status status;
   std::string result;
 };
-// The parent's side: a SOCK_SEQPACKET socket pair, and answers from `meet` until the child reports or ends.
+// The parent's side: a SOCK_SEQPACKET socket pair, and answers from `meet` until the child reports
+// or ends.
 ChildReport ServeChild(int socket, InMemoryRendezvous& meet);
 
 }  // namespace polyreme::launch

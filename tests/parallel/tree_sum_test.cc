@@ -56,8 +56,8 @@ TEST(TreeSum, AddsAsItsHeaderDrawsIt) {
     EXPECT_EQ(BitsOf(sum_of(6)), BitsOf(((at(0) + at(1)) + (at(2) + at(3))) + (at(4) + at(5))));
     EXPECT_EQ(BitsOf(sum_of(7)),
               BitsOf(((at(0) + at(1)) + (at(2) + at(3))) + ((at(4) + at(5)) + at(6))));
-    EXPECT_EQ(BitsOf(sum_of(8)), BitsOf(((at(0) + at(1)) + (at(2) + at(3))) +
-                                        ((at(4) + at(5)) + (at(6) + at(7)))));
+    EXPECT_EQ(BitsOf(sum_of(8)),
+              BitsOf(((at(0) + at(1)) + (at(2) + at(3))) + ((at(4) + at(5)) + (at(6) + at(7)))));
   }
 }
 
