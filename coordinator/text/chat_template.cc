@@ -31,8 +31,8 @@ using jinja::MakeList;
 using jinja::Origin;
 using jinja::Value;
 
-// Some templates build a token from a role ('<|' + role + '|>'), so these roles may be part of one. Any other
-// role is what its sender made it.
+// Some templates build a token from a role ('<|' + role + '|>'), so these roles may be part of one.
+// Any other role is what its sender made it.
 bool IsKnownRole(std::string_view role) {
   constexpr std::string_view kRoles[] = {"assistant", "developer", "function", "ipython",
                                          "system",    "tool",      "user"};

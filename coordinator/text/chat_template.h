@@ -1,7 +1,8 @@
 // Messages to prompt, by the chat template that a checkpoint carries: a sandboxed subset of Jinja.
 //
-// Templates are run, not recognised. One rendering costs a bounded number of steps, bytes and nested calls
-// (parallel/base/limits.h); a template or message that wants more is an error, never a hang.
+// Templates are run, not recognised. One rendering costs a bounded number of steps, bytes and
+// nested calls (parallel/base/limits.h); a template or message that wants more is an error, never a
+// hang.
 #pragma once
 
 #include <memory>
@@ -35,7 +36,8 @@ class ChatTemplate {
 
   // Reads the chat template of a checkpoint's directory, nullopt if it has none. In order of trust:
   // chat_template.jinja (with additional_chat_templates/tool_use.jinja), chat_template.json,
-  // tokenizer_config.json; the special tokens come from tokenizer_config.json and special_tokens_map.json.
+  // tokenizer_config.json; the special tokens come from tokenizer_config.json and
+  // special_tokens_map.json.
   static absl::StatusOr<std::optional<ChatTemplate>> Load(const std::string& directory);
 
   // The same, but with the template in a file of the operator's choice.
@@ -54,12 +56,13 @@ class ChatTemplate {
     absl::TimeZone time_zone = absl::UTCTimeZone();
   };
 
-  // `messages` is an array of objects, as HTTP has them: the template sees what is there, nothing added.
+  // `messages` is an array of objects, as HTTP has them: the template sees what is there, nothing
+  // added.
   //
-  // All strings of messages, tools, documents and extra count as content, wherever the template carries
-  // them, except the role of a message if it is one of the well-known ones. InvalidArgument, with the
-  // line of the template, for whatever Jinja would raise: raise_exception()'s message comes through.
-  // Any thread.
+  // All strings of messages, tools, documents and extra count as content, wherever the template
+  // carries them, except the role of a message if it is one of the well-known ones.
+  // InvalidArgument, with the line of the template, for whatever Jinja would raise:
+  // raise_exception()'s message comes through. Any thread.
   absl::StatusOr<RenderedChat> Render(const Json& messages, const Options& options) const;
 
  private:

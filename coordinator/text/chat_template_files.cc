@@ -56,7 +56,8 @@ absl::StatusOr<std::optional<Source>> FromMember(const Json& config, const std::
     const Json* name = entry.Find("name");
     const Json* text = entry.Find("template");
     if (name == nullptr || !name->is_string() || text == nullptr || !text->is_string()) {
-      return InvalidArgument("{}: chat_template: expected entries with 'name' and 'template'", path);
+      return InvalidArgument("{}: chat_template: expected entries with 'name' and 'template'",
+                             path);
     }
     if (name->as_string() == "default") source.chat = text->as_string();
     if (name->as_string() == "tool_use") source.tool_use = text->as_string();

@@ -120,8 +120,8 @@ absl::StatusOr<Value> GetAttribute(const Context& context, const Value& object,
   // Python's own attributes come first, so `x.items` is the method even where a key has that name.
   if (object.loop() != nullptr) return LoopAttribute(object, name);
   if (IsUnsafe(object, name)) {
-    return MakeUndefined(fmt::format("access to attribute '{}' of '{}' object is unsafe", name,
-                                     object.TypeName()));
+    return MakeUndefined(
+        fmt::format("access to attribute '{}' of '{}' object is unsafe", name, object.TypeName()));
   }
   if (IsMethod(object, name)) return MakeMethod(object, name);
   if (object.is_dict()) {
@@ -166,7 +166,7 @@ absl::StatusOr<Value> GetSlice(const Context& context, const Value& object,
     return SliceText(context, object.text(), range);
   }
   if (!object.is_list() || !object.list().indexable()) {
-    return MakeUndefined(fmt::format("'{}' cannot be sliced", Describe(object)));
+    return InvalidArgument("'{}' object cannot be sliced", object.TypeName());
   }
   const List& list = object.list();
   ASSIGN_OR_RETURN(const SliceRange range, Resolve(bounds, std::ssize(list.items)));
@@ -228,9 +228,8 @@ absl::StatusOr<Value> GetPath(const Context& context, const Value& object, const
     int64_t index = 0;
     const auto [stop, error] = std::from_chars(part.data(), part.data() + part.size(), index);
     const bool is_index = error == std::errc() && stop == part.data() + part.size();
-    ASSIGN_OR_RETURN(value,
-                     GetItem(context, value,
-                             is_index ? Value(index) : FromString(part, Origin::kTemplate)));
+    ASSIGN_OR_RETURN(value, GetItem(context, value,
+                                    is_index ? Value(index) : FromString(part, Origin::kTemplate)));
     if (part.size() == rest.size()) return value;
     rest.remove_prefix(part.size() + 1);
   }

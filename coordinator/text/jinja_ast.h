@@ -32,8 +32,21 @@ struct Operation {
 };
 
 enum class Operator {
-  kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo, kPower,
-  kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn,
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kFloorDivide,
+  kModulo,
+  kPower,
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kIn,
+  kNotIn,
 };
 
 struct Expression {
@@ -69,17 +82,25 @@ struct Expression {
   Operation operation;
 };
 
-// What `set`, `for` and `with` assign to: a name, an attribute of a namespace, or a tuple of targets.
+// What `set`, `for` and `with` assign to: a name, an attribute of a namespace, or a tuple of
+// targets.
 struct Target {
   std::string name;
   std::string attribute;  // empty unless `name.attribute`
   std::vector<Target> parts;
 };
 
-struct OutputData { Text text; };
-struct OutputExpression { ExpressionPtr value; };
+struct OutputData {
+  Text text;
+};
+struct OutputExpression {
+  ExpressionPtr value;
+};
 struct If {
-  struct Branch { ExpressionPtr condition; Body body; };
+  struct Branch {
+    ExpressionPtr condition;
+    Body body;
+  };
   std::vector<Branch> branches;
   Body otherwise;
 };
@@ -90,20 +111,41 @@ struct For {
   Body body;
   Body otherwise;
 };
-struct Set { Target target; ExpressionPtr value; };
-struct SetBlock { Target target; std::vector<Operation> filters; Body body; };
+struct Set {
+  Target target;
+  ExpressionPtr value;
+};
+struct SetBlock {
+  Target target;
+  std::vector<Operation> filters;
+  Body body;
+};
 struct Macro {
-  struct Parameter { std::string name; ExpressionPtr default_value; };  // default may be null
+  struct Parameter {
+    std::string name;
+    ExpressionPtr default_value;
+  };  // default may be null
   std::string name;
   std::vector<Parameter> parameters;
   bool takes_varargs = false;  // the body names `varargs`
   bool takes_kwargs = false;   // the body names `kwargs`
   Body body;
 };
-struct DefineMacro { std::unique_ptr<Macro> macro; };
-struct CallBlock { ExpressionPtr call; std::unique_ptr<Macro> caller; };
-struct FilterBlock { std::vector<Operation> filters; Body body; };
-struct With { std::vector<std::pair<Target, ExpressionPtr>> assignments; Body body; };
+struct DefineMacro {
+  std::unique_ptr<Macro> macro;
+};
+struct CallBlock {
+  ExpressionPtr call;
+  std::unique_ptr<Macro> caller;
+};
+struct FilterBlock {
+  std::vector<Operation> filters;
+  Body body;
+};
+struct With {
+  std::vector<std::pair<Target, ExpressionPtr>> assignments;
+  Body body;
+};
 struct Break {};
 struct Continue {};
 

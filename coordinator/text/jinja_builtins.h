@@ -1,8 +1,8 @@
-// What templates can do to values: operators, attributes, methods, filters, tests and functions, as Python
-// and Jinja define them. What is not here is refused by name.
+// What templates can do to values: operators, attributes, methods, filters, tests and functions, as
+// Python and Jinja define them. What is not here is refused by name.
 //
-// Errors are InvalidArgument without a line; the interpreter adds it. When the budget runs out a result may
-// be cut short: the interpreter looks at the budget before it uses one.
+// Errors are InvalidArgument without a line; the interpreter adds it. When the budget runs out a
+// result may be cut short: the interpreter looks at the budget before it uses one.
 #pragma once
 
 #include <initializer_list>
@@ -28,9 +28,11 @@ struct Arguments {
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> keywords;
 
-  // One value per parameter, undefined where none was given. Refuses what has no parameter.
+  // One value per parameter, undefined where none was given. Refuses what has no parameter, and
+  // fewer arguments than the first `required` parameters need.
   absl::StatusOr<std::vector<Value>> Bind(std::string_view function,
-                                          std::initializer_list<std::string_view> names) const;
+                                          std::initializer_list<std::string_view> names,
+                                          size_t required = 0) const;
 };
 
 // An argument as an integer, a string or a truth; `otherwise` where none was given.
@@ -61,8 +63,7 @@ absl::StatusOr<bool> ApplyComparison(const Context& context, Operator op, const 
 absl::StatusOr<Value> Negate(const Value& value);
 
 // jinja_format.cc: "%s" % values and "{}".format(values).
-absl::StatusOr<Text> FormatPercent(const Context& context, const Text& format,
-                                   const Value& values);
+absl::StatusOr<Text> FormatPercent(const Context& context, const Text& format, const Value& values);
 absl::StatusOr<Text> FormatBraces(const Context& context, const Text& format,
                                   const Arguments& arguments);
 
@@ -89,8 +90,8 @@ absl::StatusOr<Value> CallMethod(const Context& context, const Callable& method,
                                  const Arguments& arguments);
 
 // jinja_filters.cc, jinja_sequence_filters.cc, jinja_tests.cc, jinja_functions.cc
-absl::StatusOr<Value> ApplyFilter(const Context& context, std::string_view name,
-                                  const Value& value, const Arguments& arguments);
+absl::StatusOr<Value> ApplyFilter(const Context& context, std::string_view name, const Value& value,
+                                  const Arguments& arguments);
 absl::StatusOr<bool> ApplyTest(const Context& context, std::string_view name, const Value& value,
                                const Arguments& arguments);
 bool IsFunction(std::string_view name);

@@ -327,8 +327,7 @@ class Interpreter {
     if (node.kind == Kind::kFilter) {
       return ApplyFilter(context_, node.operation.name, object, arguments);
     }
-    ASSIGN_OR_RETURN(const bool holds,
-                     ApplyTest(context_, node.operation.name, object, arguments));
+    ASSIGN_OR_RETURN(const bool holds, ApplyTest(context_, node.operation.name, object, arguments));
     return Value(holds);
   }
 
@@ -374,8 +373,7 @@ class Interpreter {
     ASSIGN_OR_RETURN(Value left, Eval(*node.children[0], scope));
     for (size_t i = 0; i < node.operators.size(); ++i) {
       ASSIGN_OR_RETURN(Value right, Eval(*node.children[i + 1], scope));
-      ASSIGN_OR_RETURN(const bool holds,
-                       ApplyComparison(context_, node.operators[i], left, right));
+      ASSIGN_OR_RETURN(const bool holds, ApplyComparison(context_, node.operators[i], left, right));
       if (!holds) return Value(false);
       left = std::move(right);
     }
@@ -454,8 +452,7 @@ class Interpreter {
     }
     for (const auto& [name, value] : arguments.keywords) {
       const auto is_named = [&](const Macro::Parameter& p) { return p.name == name; };
-      const auto found =
-          std::find_if(macro.parameters.begin(), macro.parameters.end(), is_named);
+      const auto found = std::find_if(macro.parameters.begin(), macro.parameters.end(), is_named);
       const auto index = static_cast<size_t>(found - macro.parameters.begin());
       if (found != macro.parameters.end() && index >= arguments.positional.size()) {
         scope->Set(name, value);

@@ -14,9 +14,8 @@ using Variables = std::vector<std::pair<std::string, Value>>;
 
 // What the template prints, given the variables.
 //
-// Costs at most `context.budget`, nests at most kMaxTemplateNesting evaluations; beyond either, and for
-// anything Jinja would raise, InvalidArgument that names the line. Keeps nothing; any thread.
-absl::StatusOr<Text> Evaluate(const Body& body, const Variables& variables,
-                              const Context& context);
+// Costs at most `context.budget`, nests at most kMaxTemplateNesting evaluations; beyond either, and
+// for anything Jinja would raise, InvalidArgument that names the line. Keeps nothing; any thread.
+absl::StatusOr<Text> Evaluate(const Body& body, const Variables& variables, const Context& context);
 
 }  // namespace polyreme::text::jinja

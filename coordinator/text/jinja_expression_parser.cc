@@ -417,8 +417,8 @@ absl::StatusOr<std::vector<Argument>> ExpressionParser::ParseArguments() {
       argument.kind = Argument::Kind::kSpreadList;
     } else if (Accept("**")) {
       argument.kind = Argument::Kind::kSpreadDict;
-    } else if (Current().kind == Token::Kind::kName &&
-               Peek().kind == Token::Kind::kPunctuation && Peek().text == "=") {
+    } else if (Current().kind == Token::Kind::kName && Peek().kind == Token::Kind::kPunctuation &&
+               Peek().text == "=") {
       argument.kind = Argument::Kind::kKeyword;
       argument.name = Current().text;
       Next();

@@ -1,4 +1,5 @@
-// Filters over one value: text, numbers, defaults. Those over sequences are in jinja_sequence_filters.cc.
+// Filters over one value: text, numbers, defaults. Those over sequences are in
+// jinja_sequence_filters.cc.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -17,7 +18,8 @@ Result CaseFilter(const Context& context, const Value& value, const Arguments& a
   return Value(ChangeCase(context, Str(value, context.budget), to));
 }
 
-// Jinja's title: words begin behind blanks, dashes and opening brackets, not behind every non-letter.
+// Jinja's title: words begin behind blanks, dashes and opening brackets, not behind every
+// non-letter.
 Result TitleFilter(const Context& context, const Value& value, const Arguments& arguments) {
   RETURN_IF_ERROR(arguments.Bind("title", {}).status());
   const Text text = Str(value, context.budget);
@@ -28,8 +30,8 @@ Result TitleFilter(const Context& context, const Value& value, const Arguments& 
     const Text character = text.Slice(at, at + c.size);
     out.Append(ChangeCase(context, character, begins ? Case::kUpper : Case::kLower));
     begins = IsSpace(c.value) ||
-             (c.value < 0x80 && std::string_view("-({[<").find(static_cast<char>(c.value)) !=
-                                    std::string_view::npos);
+             (c.value < 0x80 &&
+              std::string_view("-({[<").find(static_cast<char>(c.value)) != std::string_view::npos);
     at += c.size;
   }
   return Value(out.Take());
@@ -46,12 +48,12 @@ Result TrimFilter(const Context& context, const Value& value, const Arguments& a
 }
 
 Result ReplaceFilter(const Context& context, const Value& value, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("replace", {"old", "new", "count"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("replace", {"old", "new", "count"}, 2));
   const Value count_given = bound[2].is_none() ? Value(Undefined{}) : bound[2];
   ASSIGN_OR_RETURN(const int64_t count, IntegerOr(count_given, "count", -1));
   Budget& budget = context.budget;
-  return Value(Replace(context, Str(value, budget), Str(bound[0], budget), Str(bound[1], budget),
-                       count));
+  return Value(
+      Replace(context, Str(value, budget), Str(bound[0], budget), Str(bound[1], budget), count));
 }
 
 Result StringFilter(const Context& context, const Value& value, const Arguments& arguments) {
@@ -79,6 +81,9 @@ Result EscapeFilter(const Context& context, const Value& value, const Arguments&
 
 Result IndentFilter(const Context& context, const Value& value, const Arguments& arguments) {
   ASSIGN_OR_RETURN(const auto bound, arguments.Bind("indent", {"width", "first", "blank"}));
+  if (!value.is_string()) {
+    return InvalidArgument("the filter 'indent' expects a string, got {}", value.TypeName());
+  }
   Value width = bound[0];
   if (!width.is_string()) {
     ASSIGN_OR_RETURN(const int64_t columns, IntegerOr(width, "width", 4));
@@ -87,8 +92,8 @@ Result IndentFilter(const Context& context, const Value& value, const Arguments&
   }
   const bool blank = TruthOr(bound[2], false);
   Value ended;  // Jinja adds a newline first, so that a last empty line counts
-  ASSIGN_OR_RETURN(ended, ApplyBinary(context, Operator::kAdd, Value(Str(value, context.budget)),
-                                      FromString("\n", Origin::kTemplate)));
+  ASSIGN_OR_RETURN(
+      ended, ApplyBinary(context, Operator::kAdd, value, FromString("\n", Origin::kTemplate)));
   const auto lines = SplitLines(context, ended.text(), false);
   TextBuilder out(context.budget);
   for (size_t i = 0; i < lines.size(); ++i) {
@@ -107,12 +112,6 @@ Result FormatFilter(const Context& context, const Value& value, const Arguments&
   ASSIGN_OR_RETURN(Text text, FormatPercent(context, Str(value, context.budget),
                                             MakeList(List::Kind::kTuple, arguments.positional)));
   return Value(std::move(text));
-}
-
-Result WordCountFilter(const Context& context, const Value& value, const Arguments& arguments) {
-  RETURN_IF_ERROR(arguments.Bind("wordcount", {}).status());
-  const auto words = Split(context, Str(value, context.budget), nullptr, -1);
-  return Value(static_cast<int64_t>(words.size()));
 }
 
 Result DefaultFilter(const Context&, const Value& value, const Arguments& arguments) {
@@ -161,6 +160,7 @@ Result IntFilter(const Context&, const Value& value, const Arguments& arguments)
   ASSIGN_OR_RETURN(const int64_t base, IntegerOr(bound[1], "base", 10));
   if (base < 2 || base > 36) return InvalidArgument("expected a base from 2 to 36, got {}", base);
   const Value otherwise = bound[0].is_undefined() ? Value(int64_t{0}) : bound[0];
+  if (value.is_undefined()) return Negate(value).status();
   if (value.is_int()) return Value(value.as_int());
   std::optional<double> number;
   if (value.is_float()) number = value.as_double();
@@ -170,12 +170,14 @@ Result IntFilter(const Context&, const Value& value, const Arguments& arguments)
     }
     number = ParseFloat(value.text());
   }
-  if (!number.has_value() || !(std::abs(*number) < 9.2e18)) return otherwise;
+  if (!number.has_value() || !std::isfinite(*number)) return otherwise;
+  if (std::abs(*number) >= 9.2e18) return InvalidArgument("{} does not fit 64 bits", *number);
   return Value(static_cast<int64_t>(*number));
 }
 
 Result FloatFilter(const Context&, const Value& value, const Arguments& arguments) {
   ASSIGN_OR_RETURN(const auto bound, arguments.Bind("float", {"default"}));
+  if (value.is_undefined()) return Negate(value).status();
   if (value.is_number()) return Value(value.as_double());
   if (value.is_string()) {
     if (const auto number = ParseFloat(value.text())) return Value(*number);
@@ -207,7 +209,7 @@ Result RoundFilter(const Context&, const Value& value, const Arguments& argument
 }
 
 Result AttributeFilter(const Context& context, const Value& value, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("attr", {"name"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("attr", {"name"}, 1));
   ASSIGN_OR_RETURN(const Text name, TextOr(bound[0], "name", Text()));
   if (value.is_dict() && !IsMethod(value, name.view())) {
     return MakeUndefined(fmt::format("'dict object' has no attribute '{}'", name.view()));
@@ -237,13 +239,12 @@ constexpr std::pair<std::string_view, Filter> kFilters[] = {
     {"tojson", ToJson},
     {"trim", TrimFilter},
     {"upper", CaseFilter<Case::kUpper>},
-    {"wordcount", WordCountFilter},
 };
 
 }  // namespace
 
-absl::StatusOr<Value> ApplyFilter(const Context& context, std::string_view name,
-                                  const Value& value, const Arguments& arguments) {
+absl::StatusOr<Value> ApplyFilter(const Context& context, std::string_view name, const Value& value,
+                                  const Arguments& arguments) {
   context.budget.Spend(1);
   if (value.is_string()) context.budget.SpendScan(value.text().size());
   Filter filter = FindSequenceFilter(name);

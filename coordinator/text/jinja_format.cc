@@ -83,8 +83,7 @@ absl::StatusOr<Value> FieldValue(std::string_view field, size_t& automatic,
 absl::StatusOr<Text> FormatPercent(const Context& context, const Text& format,
                                    const Value& values) {
   const bool is_tuple = values.is_list() && values.list().kind == List::Kind::kTuple;
-  const std::vector<Value> arguments =
-      is_tuple ? values.list().items : std::vector<Value>{values};
+  const std::vector<Value> arguments = is_tuple ? values.list().items : std::vector<Value>{values};
   const std::string_view view = format.view();
   TextBuilder out(context.budget);
   size_t used = 0;
@@ -103,7 +102,10 @@ absl::StatusOr<Text> FormatPercent(const Context& context, const Text& format,
     if (used >= arguments.size()) return InvalidArgument("not enough arguments for format string");
     RETURN_IF_ERROR(AppendConverted(context, conversion, arguments[used++], out));
   }
-  if (used < arguments.size() && !values.is_dict()) {
+  // Python takes what has keys or indexes for a mapping, of which nothing needs to be used.
+  const bool is_mapping =
+      values.is_dict() || (values.is_list() && !is_tuple && values.list().indexable());
+  if (used < arguments.size() && !is_mapping) {
     return InvalidArgument("not all arguments converted during string formatting");
   }
   return out.Take();
@@ -128,8 +130,8 @@ absl::StatusOr<Text> FormatBraces(const Context& context, const Text& format,
     if (view[brace] == '}' || close == std::string_view::npos) {
       return InvalidArgument("single '{}' encountered in format string", view[brace]);
     }
-    ASSIGN_OR_RETURN(const Value value, FieldValue(view.substr(brace + 1, close - brace - 1),
-                                                   automatic, arguments));
+    ASSIGN_OR_RETURN(const Value value,
+                     FieldValue(view.substr(brace + 1, close - brace - 1), automatic, arguments));
     AppendStr(value, context.budget, out);
     at = close + 1;
   }

@@ -84,12 +84,12 @@ absl::StatusOr<Value> MakeNamespace(const Context& context, const Arguments& arg
 }
 
 absl::StatusOr<Value> RaiseException(const Context& context, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("raise_exception", {"message"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("raise_exception", {"message"}, 1));
   return InvalidArgument("{}", Str(bound[0], context.budget).view());
 }
 
 absl::StatusOr<Value> FormatNow(const Context& context, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("strftime_now", {"format"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("strftime_now", {"format"}, 1));
   ASSIGN_OR_RETURN(const Text format, TextOr(bound[0], "format", Text()));
   if (format.size() > kMaxTimeFormatBytes) {
     return InvalidArgument("expected a time format of at most {} bytes, got {}",
@@ -100,11 +100,8 @@ absl::StatusOr<Value> FormatNow(const Context& context, const Arguments& argumen
 }
 
 constexpr std::pair<std::string_view, Function> kFunctions[] = {
-    {"dict", MakeDictValue},
-    {"namespace", MakeNamespace},
-    {"raise_exception", RaiseException},
-    {"range", Range},
-    {"strftime_now", FormatNow},
+    {"dict", MakeDictValue}, {"namespace", MakeNamespace}, {"raise_exception", RaiseException},
+    {"range", Range},        {"strftime_now", FormatNow},
 };
 
 const std::pair<std::string_view, Function>* FindFunction(std::string_view name) {
@@ -116,21 +113,30 @@ const std::pair<std::string_view, Function>* FindFunction(std::string_view name)
 
 }  // namespace
 
-absl::StatusOr<std::vector<Value>> Arguments::Bind(
-    std::string_view function, std::initializer_list<std::string_view> names) const {
+absl::StatusOr<std::vector<Value>> Arguments::Bind(std::string_view function,
+                                                   std::initializer_list<std::string_view> names,
+                                                   size_t required) const {
   std::vector<Value> bound(names.size(), Value(Undefined{}));
+  std::vector<bool> given(names.size(), false);
   if (positional.size() > names.size()) {
     return InvalidArgument("{}() takes at most {} arguments, got {}", function, names.size(),
                            positional.size());
   }
   std::copy(positional.begin(), positional.end(), bound.begin());
+  std::fill_n(given.begin(), positional.size(), true);
   for (const auto& [name, value] : keywords) {
     const auto found = std::find(names.begin(), names.end(), name);
     const auto index = static_cast<size_t>(found - names.begin());
-    if (found == names.end() || index < positional.size()) {
+    if (found == names.end() || given[index]) {
       return InvalidArgument("{}() got an unexpected argument '{}'", function, name);
     }
     bound[index] = value;
+    given[index] = true;
+  }
+  for (size_t i = 0; i < required; ++i) {
+    if (!given[i]) {
+      return InvalidArgument("{}() needs the argument '{}'", function, *(names.begin() + i));
+    }
   }
   return bound;
 }
@@ -155,7 +161,9 @@ bool TruthOr(const Value& value, bool otherwise) {
   return value.is_undefined() ? otherwise : value.Truthy();
 }
 
-bool IsFunction(std::string_view name) { return FindFunction(name) != nullptr; }
+bool IsFunction(std::string_view name) {
+  return FindFunction(name) != nullptr;
+}
 
 absl::StatusOr<Value> CallFunction(const Context& context, std::string_view name,
                                    const Arguments& arguments) {

@@ -172,7 +172,9 @@ class JsonWriter {
 
 constexpr int64_t kMaxIndent = 64;
 
-Text Literal(std::string bytes) { return Text(std::move(bytes), Origin::kTemplate); }
+Text Literal(std::string bytes) {
+  return Text(std::move(bytes), Origin::kTemplate);
+}
 
 }  // namespace
 

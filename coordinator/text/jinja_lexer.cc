@@ -9,9 +9,15 @@
 namespace polyreme::text::jinja {
 namespace {
 
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-bool IsNameStart(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-bool IsNamePart(char c) { return IsNameStart(c) || IsDigit(c); }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
+bool IsNameStart(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+bool IsNamePart(char c) {
+  return IsNameStart(c) || IsDigit(c);
+}
 
 // \r\n and \r become \n, and one newline at the very end is dropped.
 std::string NormalizeNewlines(std::string_view source) {
@@ -92,7 +98,8 @@ class Lexer {
     return Tag(type);
   }
 
-  // A tag that starts its line takes the blanks before it away; `-` takes all white space, `+` none.
+  // A tag that starts its line takes the blanks before it away; `-` takes all white space, `+`
+  // none.
   std::string StripBeforeTag(std::string data, char sign, char type) const {
     if (sign == '-') {
       StripRight(data);
@@ -313,8 +320,7 @@ class Lexer {
   absl::Status CodePointEscape(size_t& at, size_t digits, int base, std::string& value) {
     uint32_t code = 0;
     const std::string_view text = source_.substr(at, digits);
-    const auto [stop, error] =
-        std::from_chars(text.data(), text.data() + text.size(), code, base);
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), code, base);
     if (error != std::errc() || stop != text.data() + digits || code > 0x10FFFF ||
         (code >= 0xD800 && code < 0xE000)) {
       return InvalidArgument("line {}: expected a character code of {} digits, got '{}'", line_,
@@ -338,9 +344,8 @@ class Lexer {
   }
   void Advance(size_t to) {
     if (to == at_) return;
-    line_ += static_cast<int>(
-        std::count(source_.begin() + static_cast<std::ptrdiff_t>(at_),
-                   source_.begin() + static_cast<std::ptrdiff_t>(to), '\n'));
+    line_ += static_cast<int>(std::count(source_.begin() + static_cast<std::ptrdiff_t>(at_),
+                                         source_.begin() + static_cast<std::ptrdiff_t>(to), '\n'));
     line_starts_ = source_[to - 1] == '\n';
     at_ = to;
   }

@@ -13,10 +13,15 @@ namespace polyreme::text::jinja {
 
 struct Token {
   enum class Kind {
-    kData,      // text between tags
-    kOutputBegin, kOutputEnd,  // {{ }}
-    kBlockBegin, kBlockEnd,    // {% %}
-    kName, kString, kInteger, kFloat,
+    kData,  // text between tags
+    kOutputBegin,
+    kOutputEnd,  // {{ }}
+    kBlockBegin,
+    kBlockEnd,  // {% %}
+    kName,
+    kString,
+    kInteger,
+    kFloat,
     kPunctuation,  // operators and brackets, in text
     kEnd,
   };

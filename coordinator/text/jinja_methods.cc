@@ -46,13 +46,12 @@ Result SplitMethod(const Context& context, const Value& self, const Arguments& a
 
 Result SplitLinesMethod(const Context& context, const Value& self, const Arguments& arguments) {
   ASSIGN_OR_RETURN(const auto bound, arguments.Bind("splitlines", {"keepends"}));
-  return MakeList(List::Kind::kList,
-                  SplitLines(context, self.text(), TruthOr(bound[0], false)));
+  return MakeList(List::Kind::kList, SplitLines(context, self.text(), TruthOr(bound[0], false)));
 }
 
 template <Side side>
 Result PartitionMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("partition", {"sep"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("partition", {"sep"}, 1));
   ASSIGN_OR_RETURN(const Text separator, TextOr(bound[0], "sep", Text()));
   if (separator.empty()) return InvalidArgument("empty separator");
   auto parts = side == Side::kLeft ? Split(context, self.text(), &separator, 1)
@@ -82,15 +81,14 @@ absl::StatusOr<Window> WindowOf(const Context& context, const Value& self,
     window.begin = std::max<int64_t>(0, window.begin + CountCharacters(self.text().view()));
   }
   const Value end = bound[2].is_undefined() ? Value() : bound[2];
-  ASSIGN_OR_RETURN(const Value part,
-                   GetSlice(context, self, {Value(window.begin), end, Value()}));
+  ASSIGN_OR_RETURN(const Value part, GetSlice(context, self, {Value(window.begin), end, Value()}));
   window.text = part.text();
   return window;
 }
 
 template <Side side>
 Result AffixMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("startswith", {"affix", "start", "end"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("startswith", {"affix", "start", "end"}, 1));
   ASSIGN_OR_RETURN(const Window window, WindowOf(context, self, bound));
   const bool is_tuple = bound[0].is_list() && bound[0].list().kind == List::Kind::kTuple;
   const auto candidates = is_tuple ? bound[0].list().items : std::vector<Value>{bound[0]};
@@ -110,7 +108,7 @@ enum class Missing { kMinusOne, kError };
 
 template <Side side, Missing missing>
 Result FindMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("find", {"sub", "start", "end"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("find", {"sub", "start", "end"}, 1));
   ASSIGN_OR_RETURN(const Window window, WindowOf(context, self, bound));
   ASSIGN_OR_RETURN(const Text needle, TextOr(bound[0], "sub", Text()));
   const std::string_view view = window.text.view();
@@ -125,7 +123,7 @@ Result FindMethod(const Context& context, const Value& self, const Arguments& ar
 }
 
 Result CountMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("count", {"sub", "start", "end"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("count", {"sub", "start", "end"}, 1));
   ASSIGN_OR_RETURN(const Window window, WindowOf(context, self, bound));
   ASSIGN_OR_RETURN(const Text needle, TextOr(bound[0], "sub", Text()));
   const std::string_view view = window.text.view();
@@ -140,7 +138,7 @@ Result CountMethod(const Context& context, const Value& self, const Arguments& a
 }
 
 Result ReplaceMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("replace", {"old", "new", "count"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("replace", {"old", "new", "count"}, 2));
   ASSIGN_OR_RETURN(const Text old, TextOr(bound[0], "old", Text()));
   ASSIGN_OR_RETURN(const Text with, TextOr(bound[1], "new", Text()));
   ASSIGN_OR_RETURN(const int64_t count, IntegerOr(bound[2], "count", -1));
@@ -149,7 +147,7 @@ Result ReplaceMethod(const Context& context, const Value& self, const Arguments&
 
 template <Side side>
 Result RemoveAffixMethod(const Context&, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("removeprefix", {"affix"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("removeprefix", {"affix"}, 1));
   ASSIGN_OR_RETURN(const Text affix, TextOr(bound[0], "affix", Text()));
   const Text& text = self.text();
   if (side == Side::kLeft) {
@@ -161,7 +159,7 @@ Result RemoveAffixMethod(const Context&, const Value& self, const Arguments& arg
 }
 
 Result JoinMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("join", {"iterable"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("join", {"iterable"}, 1));
   ASSIGN_OR_RETURN(const auto items, Iterate(context, bound[0]));
   TextBuilder out(context.budget);
   for (size_t i = 0; i < items.size(); ++i) {
@@ -183,7 +181,7 @@ Result FormatMethod(const Context& context, const Value& self, const Arguments& 
 // Padding up to a width in characters, on the side named.
 template <Side side>
 Result PadMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("just", {"width", "fillchar"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("just", {"width", "fillchar"}, 1));
   ASSIGN_OR_RETURN(const int64_t width, IntegerOr(bound[0], "width", 0));
   ASSIGN_OR_RETURN(const Text fill, TextOr(bound[1], "fillchar", Text(" ", Origin::kTemplate)));
   if (CountCharacters(fill.view()) != 1) {
@@ -204,8 +202,7 @@ enum class Class { kAlpha, kDigit, kAlnum, kSpace };
 
 bool HasClass(uint32_t c, Class wanted) {
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
-  const bool alpha =
-      category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+  const bool alpha = category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
   const bool digit = category == UTF8PROC_CATEGORY_ND;
   if (wanted == Class::kSpace) return IsSpace(c);
   if (wanted == Class::kAlpha) return alpha;
@@ -234,7 +231,7 @@ Result IsCaseMethod(const Context& context, const Value& self, const Arguments& 
 }
 
 Result ZeroFillMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("zfill", {"width"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("zfill", {"width"}, 1));
   ASSIGN_OR_RETURN(const int64_t width, IntegerOr(bound[0], "width", 0));
   const Text& text = self.text();
   const size_t sign = text.view().starts_with('-') || text.view().starts_with('+') ? 1 : 0;
@@ -263,7 +260,7 @@ Result ViewMethod(const Context& context, const Value& self, const Arguments& ar
 }
 
 Result GetMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("get", {"key", "default"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("get", {"key", "default"}, 1));
   context.budget.Spend(1);
   const Value* found = self.dict().Find(bound[0]);
   if (found != nullptr) return *found;
@@ -276,7 +273,7 @@ Result CopyMethod(const Context&, const Value& self, const Arguments& arguments)
 }
 
 Result ListIndexMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("index", {"value"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("index", {"value"}, 1));
   const auto& items = self.list().items;
   for (size_t i = 0; i < items.size(); ++i) {
     if (Equal(items[i], bound[0], context.budget)) return Value(static_cast<int64_t>(i));
@@ -285,7 +282,7 @@ Result ListIndexMethod(const Context& context, const Value& self, const Argument
 }
 
 Result ListCountMethod(const Context& context, const Value& self, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("count", {"value"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("count", {"value"}, 1));
   int64_t count = 0;
   for (const Value& item : self.list().items) count += Equal(item, bound[0], context.budget);
   return Value(count);
@@ -391,7 +388,8 @@ bool IsUnsafe(const Value& object, std::string_view name) {
   constexpr std::string_view kDict[] = {"clear", "pop", "popitem", "setdefault", "update"};
   constexpr std::string_view kList[] = {"append", "clear",   "extend", "insert",
                                         "pop",    "reverse", "remove", "sort"};
-  if (object.is_dict()) return std::find(std::begin(kDict), std::end(kDict), name) != std::end(kDict);
+  if (object.is_dict())
+    return std::find(std::begin(kDict), std::end(kDict), name) != std::end(kDict);
   if (!object.is_list() || object.list().kind != List::Kind::kList) return false;
   return std::find(std::begin(kList), std::end(kList), name) != std::end(kList);
 }

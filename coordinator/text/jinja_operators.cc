@@ -6,8 +6,8 @@ namespace polyreme::text::jinja {
 namespace {
 
 std::string_view Symbol(Operator op) {
-  constexpr std::string_view kSymbols[] = {"+",  "-",  "*", "/",  "//", "%",  "**", "==",
-                                           "!=", "<", "<=", ">", ">=", "in", "not in"};
+  constexpr std::string_view kSymbols[] = {
+      "+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "in", "not in"};
   return kSymbols[static_cast<size_t>(op)];
 }
 
@@ -31,7 +31,8 @@ absl::Status TooLarge(Operator op) {
 }
 
 absl::StatusOr<Value> IntegerPower(int64_t base, int64_t exponent) {
-  if (exponent < 0) return Value(std::pow(static_cast<double>(base), static_cast<double>(exponent)));
+  if (exponent < 0)
+    return Value(std::pow(static_cast<double>(base), static_cast<double>(exponent)));
   int64_t result = 1;
   while (exponent > 0) {
     if ((exponent & 1) != 0 && __builtin_mul_overflow(result, base, &result)) {
@@ -84,8 +85,8 @@ absl::StatusOr<Value> IntegerArithmetic(Operator op, int64_t a, int64_t b) {
 }
 
 absl::StatusOr<Value> FloatArithmetic(Operator op, double a, double b) {
-  if (b == 0 && (op == Operator::kDivide || op == Operator::kFloorDivide ||
-                 op == Operator::kModulo)) {
+  if (b == 0 &&
+      (op == Operator::kDivide || op == Operator::kFloorDivide || op == Operator::kModulo)) {
     return InvalidArgument("float division by zero");
   }
   switch (op) {

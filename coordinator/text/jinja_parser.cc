@@ -18,7 +18,8 @@ class StatementParser : private ExpressionParser {
   }
 
  private:
-  // Statements up to one of the tags in `ends`, whose name is then current; all of them if `ends` is empty.
+  // Statements up to one of the tags in `ends`, whose name is then current; all of them if `ends`
+  // is empty.
   absl::StatusOr<Body> ParseBody(std::initializer_list<std::string_view> ends) {
     const Nested nested(this);
     RETURN_IF_ERROR(nested.Check());

@@ -1,5 +1,5 @@
-// Source of a template to its tree. Knows Jinja's statements and expressions; what it does not know it
-// refuses by name and line.
+// Source of a template to its tree. Knows Jinja's statements and expressions; what it does not know
+// it refuses by name and line.
 #pragma once
 
 #include <string_view>

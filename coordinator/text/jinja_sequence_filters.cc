@@ -152,8 +152,10 @@ Result JoinFilter(const Context& context, const Value& value, const Arguments& a
   return Value(out.Take());
 }
 
-// map(attribute=...[, default=...]) or map('filter', arguments).
+// map(attribute=...[, default=...]) or map('filter', arguments). Of nothing, even of none, it gives
+// nothing.
 Result MapFilter(const Context& context, const Value& value, const Arguments& arguments) {
+  if (!value.Truthy()) return MakeList(List::Kind::kGenerator, {});
   ASSIGN_OR_RETURN(const auto items, Iterate(context, value));
   std::vector<Value> mapped;
   if (arguments.positional.empty()) {
@@ -183,6 +185,7 @@ enum class Keeps { kMatches, kOthers };
 // select, reject, selectattr, rejectattr: by a named test, or by truth if none is named.
 template <Looks looks, Keeps keeps>
 Result SelectFilter(const Context& context, const Value& value, const Arguments& arguments) {
+  if (!value.Truthy()) return MakeList(List::Kind::kGenerator, {});
   const size_t test_at = looks == Looks::kAtAttribute ? 1 : 0;
   if (arguments.positional.size() < test_at) {
     return InvalidArgument("missing parameter for attribute name");
@@ -272,7 +275,7 @@ Result ItemsFilter(const Context& context, const Value& value, const Arguments& 
 }
 
 Result BatchFilter(const Context& context, const Value& value, const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("batch", {"linecount", "fill_with"}));
+  ASSIGN_OR_RETURN(const auto bound, arguments.Bind("batch", {"linecount", "fill_with"}, 1));
   ASSIGN_OR_RETURN(const int64_t size, IntegerOr(bound[0], "linecount", 0));
   if (size <= 0) return InvalidArgument("batch: expected a positive line count, got {}", size);
   ASSIGN_OR_RETURN(const auto items, Iterate(context, value));

@@ -54,26 +54,17 @@ constexpr std::pair<std::string_view, Test> kTests[] = {
 };
 
 constexpr std::pair<std::string_view, Operator> kComparisons[] = {
-    {"!=", Operator::kNotEqual},
-    {"<", Operator::kLess},
-    {"<=", Operator::kLessEqual},
-    {"==", Operator::kEqual},
-    {">", Operator::kGreater},
-    {">=", Operator::kGreaterEqual},
-    {"eq", Operator::kEqual},
-    {"equalto", Operator::kEqual},
-    {"ge", Operator::kGreaterEqual},
-    {"greaterthan", Operator::kGreater},
-    {"gt", Operator::kGreater},
-    {"in", Operator::kIn},
-    {"le", Operator::kLessEqual},
-    {"lessthan", Operator::kLess},
-    {"lt", Operator::kLess},
-    {"ne", Operator::kNotEqual},
+    {"!=", Operator::kNotEqual},     {"<", Operator::kLess},
+    {"<=", Operator::kLessEqual},    {"==", Operator::kEqual},
+    {">", Operator::kGreater},       {">=", Operator::kGreaterEqual},
+    {"eq", Operator::kEqual},        {"equalto", Operator::kEqual},
+    {"ge", Operator::kGreaterEqual}, {"greaterthan", Operator::kGreater},
+    {"gt", Operator::kGreater},      {"in", Operator::kIn},
+    {"le", Operator::kLessEqual},    {"lessthan", Operator::kLess},
+    {"lt", Operator::kLess},         {"ne", Operator::kNotEqual},
 };
 
-absl::StatusOr<bool> IsDivisible(const Context& context, const Value& value,
-                                 const Value& divisor) {
+absl::StatusOr<bool> IsDivisible(const Context& context, const Value& value, const Value& divisor) {
   ASSIGN_OR_RETURN(const Value rest, ApplyBinary(context, Operator::kModulo, value, divisor));
   return !rest.Truthy();
 }

@@ -1,8 +1,10 @@
-// Strings of the template interpreter: UTF-8 bytes that remember which of them the template itself wrote.
+// Strings of the template interpreter: UTF-8 bytes that remember which of them the template itself
+// wrote.
 //
-// A chat template mixes its own literals (`<|im_start|>`) with what users send. Special tokens may be
-// recognised in the former only, so each byte carries its origin through every operation: concatenation,
-// slices, split, replace. Source of the idea: taint tracking; the threat is a message that forges a turn.
+// A chat template mixes its own literals (`<|im_start|>`) with what users send. Special tokens may
+// be recognised in the former only, so each byte carries its origin through every operation:
+// concatenation, slices, split, replace. Source of the idea: taint tracking; the threat is a
+// message that forges a turn.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +19,8 @@
 
 namespace polyreme::text::jinja {
 
-// What one rendering may cost. Exhaustion is remembered: work stops early wherever it is noticed, and the
-// interpreter turns status() into the result. Not for sharing between threads.
+// What one rendering may cost. Exhaustion is remembered: work stops early wherever it is noticed,
+// and the interpreter turns status() into the result. Not for sharing between threads.
 class Budget {
  public:
   // Charges steps of evaluation. False once exhausted.
@@ -107,7 +109,8 @@ class TextBuilder {
   Text::Rep rep_;
 };
 
-// One code point of valid or invalid UTF-8: a bad byte counts as one character, its value the byte's.
+// One code point of valid or invalid UTF-8: a bad byte counts as one character, its value the
+// byte's.
 struct CodePoint {
   uint32_t value = 0;
   size_t size = 0;  // in bytes; 0 at the end of the text

@@ -34,8 +34,8 @@ bool SameEntries(const Dict& a, const Dict& b, Budget& budget) {
 
 void AppendReprText(const Text& text, TextBuilder& out) {
   const std::string_view whole = text.view();
-  const bool double_quotes = whole.find('\'') != std::string_view::npos &&
-                             whole.find('"') == std::string_view::npos;
+  const bool double_quotes =
+      whole.find('\'') != std::string_view::npos && whole.find('"') == std::string_view::npos;
   const char quote = double_quotes ? '"' : '\'';
   out.Append(std::string_view(&quote, 1), Origin::kContent);
   text.ForEachRun([&](std::string_view bytes, Origin origin) {
@@ -380,7 +380,8 @@ std::string ReprFloat(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[40];
-  auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
+  auto end =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
   const std::string scientific(buffer, end);
   const size_t e = scientific.find('e');
   const int exponent = std::atoi(scientific.c_str() + e + 1);

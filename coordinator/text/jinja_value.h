@@ -23,13 +23,14 @@ struct Loop;
 struct Namespace;
 class Dict;
 
-// What a missing name or attribute gives: prints as nothing, is false, and is an error to look into.
+// What a missing name or attribute gives: prints as nothing, is false, and is an error to look
+// into.
 struct Undefined {
   std::shared_ptr<const std::string> message;  // "'x' is undefined"; may be null
 };
 
-// Immutable but for namespaces and loops. Cheap to copy. Values nest at most kMaxTemplateDepth deep (the
-// interpreter checks depth() of each result), so destroying and printing them may recurse.
+// Immutable but for namespaces and loops. Cheap to copy. Values nest at most kMaxTemplateDepth deep
+// (the interpreter checks depth() of each result), so destroying and printing them may recurse.
 class Value {
  public:
   Value() = default;  // None
@@ -74,8 +75,8 @@ class Value {
   std::string_view TypeName() const;
   // How deep the value nests: 0 for scalars, one more than its deepest item for containers.
   int32_t depth() const;
-  // Whether a namespace or a loop can be reached from here: such a value stored in a namespace could
-  // close a circle of ownership.
+  // Whether a namespace or a loop can be reached from here: such a value stored in a namespace
+  // could close a circle of ownership.
   bool reaches_namespace() const;
 
  private:

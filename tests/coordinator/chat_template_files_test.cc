@@ -48,7 +48,8 @@ TEST_F(ChatTemplateFiles, NoneIsNoError) {
 }
 
 TEST_F(ChatTemplateFiles, ConfigHoldsTemplateAndTokens) {
-  Write("tokenizer_config.json", R"({"chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}",
+  Write("tokenizer_config.json",
+        R"({"chat_template": "{{ bos_token }}{{ eos_token }}{{ pad_token }}",
                                      "bos_token": "<s>", "eos_token": {"content": "</s>"},
                                      "pad_token": null})");
   EXPECT_EQ(Print(), "<s></s>");

@@ -59,7 +59,8 @@ TEST(ChatTemplateLimits, SourceNestsOnlySoDeep) {
   EXPECT_THAT(Error("{{ " + Repeat("(", deep) + "1" + Repeat(")", deep) + " }}"),
               HasSubstr("deep"));
   EXPECT_THAT(Error("{{ " + Repeat("[", deep) + Repeat("]", deep) + " }}"), HasSubstr("deep"));
-  EXPECT_THAT(Error("{{ " + Repeat("{1:", deep) + "1" + Repeat("}", deep) + " }}"), HasSubstr("deep"));
+  EXPECT_THAT(Error("{{ " + Repeat("{1:", deep) + "1" + Repeat("}", deep) + " }}"),
+              HasSubstr("deep"));
   EXPECT_THAT(Error("{{ " + Repeat("not ", deep) + "1 }}"), HasSubstr("deep"));
   EXPECT_THAT(Error("{{ " + Repeat("-", deep) + "1 }}"), HasSubstr("deep"));
   EXPECT_THAT(Error("{{ a" + Repeat(".a", deep) + " }}"), HasSubstr("deep"));
@@ -113,7 +114,8 @@ TEST(ChatTemplateLimits, SharedValuesDoNotExplode) {
       "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(100) %}"
       "{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
   EXPECT_THAT(Error(doubled + "{{ ns.x }}"), AnyOf(HasSubstr("steps"), HasSubstr("bytes")));
-  EXPECT_THAT(Error(doubled + "{{ ns.x | tojson }}"), AnyOf(HasSubstr("steps"), HasSubstr("bytes")));
+  EXPECT_THAT(Error(doubled + "{{ ns.x | tojson }}"),
+              AnyOf(HasSubstr("steps"), HasSubstr("bytes")));
   EXPECT_THAT(Error(doubled + "{{ ns.x == ns.y }}"), HasSubstr("steps"));
   EXPECT_THAT(Error(doubled + "{{ ns.x < ns.y }}"), HasSubstr("steps"));
 }
@@ -126,9 +128,10 @@ TEST(ChatTemplateLimits, NothingOwnsItself) {
   EXPECT_THAT(Error("{% set a = namespace() %}{% for i in [a] %}{% set a.x = loop.cycle %}"
                     "{% endfor %}"),
               HasSubstr("namespace"));
-  EXPECT_THAT(Error("{% set a = namespace() %}{% for i in [1] %}{% macro m() %}{{ i }}{% endmacro %}"
-                    "{% set a.m = m %}{% endfor %}{{ a.m() }}"),
-              HasSubstr("outside the block"));
+  EXPECT_THAT(
+      Error("{% set a = namespace() %}{% for i in [1] %}{% macro m() %}{{ i }}{% endmacro %}"
+            "{% set a.m = m %}{% endfor %}{{ a.m() }}"),
+      HasSubstr("outside the block"));
 }
 
 TEST(ChatTemplateLimits, ArithmeticNeverWraps) {
@@ -138,6 +141,8 @@ TEST(ChatTemplateLimits, ArithmeticNeverWraps) {
   EXPECT_THAT(Error("{{ (-9223372036854775807 - 1) // -1 }}"), HasSubstr("64 bits"));
   EXPECT_THAT(Error("{{ -(-9223372036854775807 - 1) }}"), HasSubstr("64 bits"));
   EXPECT_THAT(Error("{{ (-9223372036854775807 - 1) | abs }}"), HasSubstr("64 bits"));
+  EXPECT_THAT(Error("{{ 1e22 | int }}"), HasSubstr("64 bits"));
+  EXPECT_THAT(Error("{{ '99999999999999999999' | int }}"), HasSubstr("64 bits"));
   EXPECT_EQ(Error("{{ (-9223372036854775807 - 1) % -1 }}"), "");
   EXPECT_EQ(Error("{{ 'abc'[9223372036854775807:] }}{{ 'abc'[-9223372036854775807:] }}"
                   "{{ [1,2][::9223372036854775807] }}{{ [1,2][::-9223372036854775807] }}"
@@ -147,11 +152,13 @@ TEST(ChatTemplateLimits, ArithmeticNeverWraps) {
 
 TEST(ChatTemplateLimits, LargeContentPasses) {
   Json::Array messages;
-  const std::string text = Repeat("A paragraph of <|content|>, ünïcode and </think> marks.\n", 100000);
+  const std::string text =
+      Repeat("A paragraph of <|content|>, ünïcode and </think> marks.\n", 100000);
   messages.push_back(Json::MakeObject({{"role", "user"}, {"content", text}}));
   const auto chat = ChatTemplate::Parse(
       "{% for m in messages %}{% set c = m.content.strip() %}{% if '</tool>' in c %}x{% endif %}"
-      "{% set c = c.split('</think>')[-1].lstrip('\n') ~ c %}{{ '<|im_start|>' ~ c ~ (c | length) }}"
+      "{% set c = c.split('</think>')[-1].lstrip('\n') ~ c %}{{ '<|im_start|>' ~ c ~ (c | length) "
+      "}}"
       "{% endfor %}",
       {});
   ASSERT_TRUE(chat.ok());
