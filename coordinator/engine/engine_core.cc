@@ -90,7 +90,9 @@ absl::Status EngineCore::RunOnce() {
   DropCancelled();
   DropExpired(parts_.clock.Now());
   RETURN_IF_ERROR(PlanAhead());
-  if (!in_flight_.empty()) RETURN_IF_ERROR(CommitOldest());
+  // Asked before the commit: that may be what others were waiting for.
+  idle_ = in_flight_.empty();
+  if (!idle_) RETURN_IF_ERROR(CommitOldest());
   ObserveLoad();
   return absl::OkStatus();
 }

@@ -68,8 +68,8 @@ class EngineCore {
   // Ends every request with `why`.
   void CloseAll(const absl::Status& why);
 
-  // Nothing is in flight: only a new request can change anything.
-  bool idle() const { return in_flight_.empty(); }
+  // The last round found nothing to compute: only a new request can change anything.
+  bool idle() const { return idle_; }
   int32_t num_requests() const { return static_cast<int32_t>(requests_.size()); }
   int32_t num_running() const { return scheduler_.num_running(); }
   int32_t num_waiting() const { return scheduler_.num_waiting(); }
@@ -132,6 +132,7 @@ class EngineCore {
   absl::flat_hash_map<SequenceId, ChoiceRef> choices_;                // unfinished
   std::set<std::pair<absl::Time, RequestId>> deadlines_;              // of requests that have one
   std::deque<InFlight> in_flight_;
+  bool idle_ = true;
   RequestId next_request_ = 1;
   int64_t next_sequence_ = 1;
   int64_t steps_committed_ = 0;
