@@ -48,7 +48,8 @@ void Answer::Add(size_t prompt, engine::OutputPiece piece, std::string& events) 
   if (piece.finish == engine::FinishReason::kNone) return;
   choice.finish = piece.finish;
   choice.stop_reason = StopReason(piece);
-  // Said to the client as it is, not hidden as an internal error: it is about this choice's own numbers.
+  // Said to the client as it is, not hidden as an internal error: it is about this choice's own
+  // numbers.
   if (!piece.error.ok()) choice.error = DataLoss("{}", Message(piece.error));
 }
 
@@ -61,13 +62,14 @@ void Answer::AppendEvents(size_t prompt, size_t index, const engine::OutputPiece
   }
   const bool begins = !choice.has_begun;
   if (begins && call_.face == Face::kChat) {
-    Json first = Json::MakeObject(
-        {{"index", static_cast<int64_t>(index)},
-         {"delta", Json::MakeObject({{"role", "assistant"}, {"content", ""}})},
-         {"logprobs", nullptr},
-         {"finish_reason", nullptr}});
+    Json first =
+        Json::MakeObject({{"index", static_cast<int64_t>(index)},
+                          {"delta", Json::MakeObject({{"role", "assistant"}, {"content", ""}})},
+                          {"logprobs", nullptr},
+                          {"finish_reason", nullptr}});
     Json event = Envelope(ChunkObject(), Json(Json::Array{std::move(first)}));
-    if (call_.returns_token_ids) event.Set("prompt_token_ids", TokenIdsJson(call_.requests[prompt].prompt));
+    if (call_.returns_token_ids)
+      event.Set("prompt_token_ids", TokenIdsJson(call_.requests[prompt].prompt));
     events += ServerSentEvent(event);
     choice.has_begun = true;
   }
@@ -76,7 +78,8 @@ void Answer::AppendEvents(size_t prompt, size_t index, const engine::OutputPiece
                             !(call_.returns_token_ids && !piece.tokens.empty()) &&
                             !(begins && !call_.echoes.empty());
   if (says_nothing) return;
-  events += ServerSentEvent(Envelope(ChunkObject(), Json(Json::Array{ChunkChoice(prompt, index, piece)})));
+  events += ServerSentEvent(
+      Envelope(ChunkObject(), Json(Json::Array{ChunkChoice(prompt, index, piece)})));
   choice.has_begun = true;
 }
 
@@ -89,8 +92,9 @@ Json Answer::ChunkChoice(size_t prompt, size_t index, const engine::OutputPiece&
   } else {
     json.Set("text", begins_with_echo ? call_.echoes[prompt] + piece.text : piece.text);
   }
-  json.Set("logprobs", Logprobs(prompt, begins_with_echo ? PromptScores::kIncluded : PromptScores::kLeftOut,
-                                piece.scores, choice.text_offset));
+  json.Set("logprobs",
+           Logprobs(prompt, begins_with_echo ? PromptScores::kIncluded : PromptScores::kLeftOut,
+                    piece.scores, choice.text_offset));
   json.Set("finish_reason", FinishReasonJson(piece.finish));
   json.Set("stop_reason", StopReason(piece));
   if (call_.returns_token_ids) {
@@ -134,7 +138,9 @@ Json Answer::WholeChoice(size_t prompt, size_t index) const {
   Json json = Json::MakeObject({{"index", static_cast<int64_t>(index)}});
   const bool echoes = !call_.echoes.empty();
   if (call_.face == Face::kChat) {
-    json.Set("message", Json::MakeObject({{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}));
+    json.Set(
+        "message",
+        Json::MakeObject({{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}}));
   } else {
     json.Set("text", echoes ? call_.echoes[prompt] + choice.text : choice.text);
   }
@@ -155,14 +161,15 @@ Json Answer::WholeChoice(size_t prompt, size_t index) const {
   return json;
 }
 
-Json Answer::Logprobs(size_t prompt, PromptScores of_prompt, std::span<const engine::TokenScore> scores,
-                      int64_t& offset) const {
+Json Answer::Logprobs(size_t prompt, PromptScores of_prompt,
+                      std::span<const engine::TokenScore> scores, int64_t& offset) const {
   if (call_.num_top_logprobs < 0) return nullptr;
   if (call_.face == Face::kChat) return ChatLogprobs(scores, call_.num_top_logprobs, names_);
   std::vector<ScoredToken> tokens;
   if (of_prompt == PromptScores::kIncluded) {
     tokens.push_back({.token = call_.requests[prompt].prompt.front()});
-    for (const engine::TokenScore& score : prompts_[prompt].scores) tokens.push_back({score.token, &score});
+    for (const engine::TokenScore& score : prompts_[prompt].scores)
+      tokens.push_back({score.token, &score});
   }
   for (const engine::TokenScore& score : scores) tokens.push_back({score.token, &score});
   return CompletionLogprobs(tokens, call_.num_top_logprobs, names_, offset);
@@ -185,7 +192,8 @@ Json Answer::Envelope(std::string_view object, Json choices) const {
 
 Usage Answer::CountUsage() const {
   Usage usage;
-  for (const engine::GenerateRequest& request : call_.requests) usage.prompt_tokens += std::ssize(request.prompt);
+  for (const engine::GenerateRequest& request : call_.requests)
+    usage.prompt_tokens += std::ssize(request.prompt);
   for (const PromptState& prompt : prompts_) usage.cached_tokens += prompt.num_cached_tokens;
   for (const Choice& choice : choices_) usage.completion_tokens += choice.num_tokens;
   return usage;

@@ -1,4 +1,5 @@
-// Builds the answer to one call from the engine's pieces: chunks for a stream, or the whole at the end.
+// Builds the answer to one call from the engine's pieces: chunks for a stream, or the whole at the
+// end.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +21,13 @@ class Answer {
   // `call` borrowed. `http_id` is the request's id, which the answer's id is made of.
   Answer(const GenerationCall& call, const std::string& http_id, const ApiContext& context);
 
-  // Takes a piece of prompt number `prompt`. Under kStream, appends the events it gives to `events`.
+  // Takes a piece of prompt number `prompt`. Under kStream, appends the events it gives to
+  // `events`.
   void Add(size_t prompt, engine::OutputPiece piece, std::string& events);
   // Events behind the last piece: usage if asked for, and [DONE].
   void AppendEnd(std::string& events) const;
-  // The whole answer, when all pieces have been added. The first error of a choice, if one has failed.
+  // The whole answer, when all pieces have been added. The first error of a choice, if one has
+  // failed.
   absl::StatusOr<Json> Whole() const;
 
  private:
@@ -44,10 +47,12 @@ class Answer {
     absl::Status error;
   };
 
-  void AppendEvents(size_t prompt, size_t index, const engine::OutputPiece& piece, std::string& events);
+  void AppendEvents(size_t prompt, size_t index, const engine::OutputPiece& piece,
+                    std::string& events);
   Json ChunkChoice(size_t prompt, size_t index, const engine::OutputPiece& piece);
   Json WholeChoice(size_t prompt, size_t index) const;
-  // What is around the choices, of a chunk as of the whole: id, object, created, model, usage of a stream.
+  // What is around the choices, of a chunk as of the whole: id, object, created, model, usage of a
+  // stream.
   Json Envelope(std::string_view object, Json choices) const;
   enum class PromptScores { kIncluded, kLeftOut };
   Json Logprobs(size_t prompt, PromptScores of_prompt, std::span<const engine::TokenScore> scores,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "parallel/base/log.h"
 
@@ -10,21 +11,21 @@ namespace {
 
 constexpr std::string_view kInternalMessage = "internal error; the server's log says more";
 
+constexpr std::pair<int32_t, std::string_view> kTypes[] = {
+    {401, "AuthenticationError"},     {403, "PermissionDeniedError"}, {404, "NotFoundError"},
+    {408, "RequestTimeoutError"},     {429, "RateLimitError"},        {501, "NotImplementedError"},
+    {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
+};
+
 std::string_view TypeOf(int32_t code) {
-  switch (code) {
-    case 401: return "AuthenticationError";
-    case 403: return "PermissionDeniedError";
-    case 404: return "NotFoundError";
-    case 408: return "RequestTimeoutError";
-    case 429: return "RateLimitError";
-    case 501: return "NotImplementedError";
-    case 503: return "ServiceUnavailableError";
-    case 504: return "TimeoutError";
-    default: return code >= 500 ? "InternalServerError" : "BadRequestError";
+  for (const auto& [known, text] : kTypes) {
+    if (known == code) return text;
   }
+  return code >= 500 ? "InternalServerError" : "BadRequestError";
 }
 
-// "stream_options.include_usage: expected ..." → the field; nothing if the message begins otherwise.
+// "stream_options.include_usage: expected ..." → the field; nothing if the message begins
+// otherwise.
 std::string_view FieldOf(std::string_view message) {
   const size_t colon = message.find(": ");
   if (colon == std::string_view::npos || colon == 0) return {};
@@ -38,8 +39,8 @@ std::string_view FieldOf(std::string_view message) {
 
 // What a client may read of it: texts of internal errors can hold paths and addresses.
 std::string PublicMessage(const absl::Status& status) {
-  const bool is_internal = status.code() == absl::StatusCode::kInternal ||
-                           status.code() == absl::StatusCode::kUnknown;
+  const bool is_internal =
+      status.code() == absl::StatusCode::kInternal || status.code() == absl::StatusCode::kUnknown;
   if (!is_internal) return Message(status);
   LogError("a request failed: {}", Message(status));
   return std::string(kInternalMessage);
@@ -49,18 +50,28 @@ std::string PublicMessage(const absl::Status& status) {
 
 int32_t HttpCode(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kOk: return 200;
+    case absl::StatusCode::kOk:
+      return 200;
     case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kOutOfRange: return 400;
-    case absl::StatusCode::kUnauthenticated: return 401;
-    case absl::StatusCode::kPermissionDenied: return 403;
-    case absl::StatusCode::kNotFound: return 404;
-    case absl::StatusCode::kResourceExhausted: return 429;
-    case absl::StatusCode::kUnimplemented: return 501;
+    case absl::StatusCode::kOutOfRange:
+      return 400;
+    case absl::StatusCode::kUnauthenticated:
+      return 401;
+    case absl::StatusCode::kPermissionDenied:
+      return 403;
+    case absl::StatusCode::kNotFound:
+      return 404;
+    case absl::StatusCode::kResourceExhausted:
+      return 429;
+    case absl::StatusCode::kUnimplemented:
+      return 501;
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kCancelled: return 503;
-    case absl::StatusCode::kDeadlineExceeded: return 504;
-    default: return 500;
+    case absl::StatusCode::kCancelled:
+      return 503;
+    case absl::StatusCode::kDeadlineExceeded:
+      return 504;
+    default:
+      return 500;
   }
 }
 

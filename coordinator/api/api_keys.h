@@ -1,4 +1,5 @@
-// The keys that open the public faces. Only their hashes are kept, and comparing takes the same time wherever two keys differ.
+// The keys that open the public faces. Only their hashes are kept, and comparing takes the same
+// time wherever two keys differ.
 #pragma once
 
 #include <array>
@@ -14,7 +15,8 @@ class ApiKeys {
   explicit ApiKeys(const std::vector<std::string>& keys);
 
   bool required() const { return !hashes_.empty(); }
-  // Whether the value of an Authorization header is "Bearer <one of the keys>", or no key is required.
+  // Whether the value of an Authorization header is "Bearer <one of the keys>", or no key is
+  // required.
   bool Opens(std::string_view authorization) const;
 
  private:

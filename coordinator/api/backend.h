@@ -1,4 +1,5 @@
-// What the public faces need: an engine behind a door narrow enough to script in a test, and what the model is.
+// What the public faces need: an engine behind a door narrow enough to script in a test, and what
+// the model is.
 #pragma once
 
 #include <memory>
@@ -45,10 +46,11 @@ class EngineBackend final : public GenerationBackend {
 };
 
 struct ModelInfo {
-  engine::ModelLimits limits;               // limits.model_name is what answers say
-  std::vector<std::string> other_names;     // names that requests may use as well
-  engine::GenerateRequest defaults;         // sampling of requests that do not say (generation_config.json)
-  std::string version;                      // of this program
+  engine::ModelLimits limits;            // limits.model_name is what answers say
+  std::vector<std::string> other_names;  // names that requests may use as well
+  engine::GenerateRequest
+      defaults;         // sampling of requests that do not say (generation_config.json)
+  std::string version;  // of this program
 };
 
 // All that routes use; immutable while they run. Everything is borrowed.

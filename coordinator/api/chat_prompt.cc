@@ -16,7 +16,8 @@ constexpr std::string_view kWhiteSpace = " \t\n\r\f\v";
 
 // Names that the renderer itself gives to the template.
 constexpr std::array<std::string_view, 6> kReservedNames = {
-    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"};
+    "messages",     "tools", "documents", "add_generation_prompt", "continue_final_message",
+    "chat_template"};
 
 absl::StatusOr<Json> JoinParts(const Json& parts, const std::string& field) {
   std::string text;
@@ -100,7 +101,8 @@ absl::StatusOr<Json> ReadTemplateArguments(const Fields& fields) {
   }
   for (const std::string_view name : kReservedNames) {
     if (arguments.Find(name) != nullptr) {
-      return InvalidArgument("chat_template_kwargs.{}: expected it outside of chat_template_kwargs", name);
+      return InvalidArgument("chat_template_kwargs.{}: expected it outside of chat_template_kwargs",
+                             name);
     }
   }
   if (const Json* effort = fields.Find("reasoning_effort"); effort != nullptr) {
@@ -115,8 +117,8 @@ std::string Strip(const std::string& text) {
   return text.substr(begin, text.find_last_not_of(kWhiteSpace) - begin + 1);
 }
 
-// Cuts the rendered chat behind the last message's words, so that the model goes on with them. As Transformers does:
-// white space around the words counts only if the template has kept it.
+// Cuts the rendered chat behind the last message's words, so that the model goes on with them. As
+// Transformers does: white space around the words counts only if the template has kept it.
 absl::Status EndWithFinalMessage(const Json& messages, std::vector<text::Segment>& segments) {
   const Json* content = messages.as_array().back().Find("content");
   const std::string words = content == nullptr || !content->is_string() ? "" : content->as_string();
@@ -125,7 +127,8 @@ absl::Status EndWithFinalMessage(const Json& messages, std::vector<text::Segment
   for (const text::Segment& segment : segments) whole += segment.text;
   const size_t at = whole.rfind(stripped);
   if (stripped.empty() || at == std::string::npos) {
-    return InvalidArgument("continue_final_message: expected the last message's content to be in the prompt");
+    return InvalidArgument(
+        "continue_final_message: expected the last message's content to be in the prompt");
   }
   const std::string to_the_end = words.substr(words.find(stripped));
   const bool keeps_end = whole.compare(at, to_the_end.size(), to_the_end) == 0;
@@ -157,7 +160,8 @@ absl::StatusOr<Json> NormalizeMessages(const Json& messages) {
 
 absl::StatusOr<std::vector<TokenId>> TokenizeChat(const Fields& fields, const ApiContext& context) {
   if (context.chat_template == nullptr) {
-    return InvalidArgument("messages: expected a completion's prompt, since this model has no chat template");
+    return InvalidArgument(
+        "messages: expected a completion's prompt, since this model has no chat template");
   }
   const Json* given = fields.Find("messages");
   ASSIGN_OR_RETURN(const Json messages, NormalizeMessages(given == nullptr ? Json() : *given));
@@ -174,7 +178,8 @@ absl::StatusOr<std::vector<TokenId>> TokenizeChat(const Fields& fields, const Ap
   options.add_generation_prompt = !continues;
   RETURN_IF_ERROR(fields.Read("add_generation_prompt", options.add_generation_prompt));
   if (continues && options.add_generation_prompt) {
-    return InvalidArgument("continue_final_message: expected it without add_generation_prompt, got both");
+    return InvalidArgument(
+        "continue_final_message: expected it without add_generation_prompt, got both");
   }
   bool adds_special_tokens = false;
   RETURN_IF_ERROR(fields.Read("add_special_tokens", adds_special_tokens));

@@ -11,13 +11,15 @@
 
 namespace polyreme::api {
 
-// The messages as templates expect them: content as one string (text parts joined by line ends, as vLLM does), the arguments
-// of tool calls as objects. InvalidArgument, naming message and field, for what is neither text nor known.
+// The messages as templates expect them: content as one string (text parts joined by line ends, as
+// vLLM does), the arguments of tool calls as objects. InvalidArgument, naming message and field,
+// for what is neither text nor known.
 absl::StatusOr<Json> NormalizeMessages(const Json& messages);
 
-// Reads messages, tools, documents, add_generation_prompt, continue_final_message, chat_template_kwargs,
-// reasoning_effort and add_special_tokens; renders the model's template; tokenizes so that only the template's own text can
-// become special tokens. InvalidArgument, also with what the template raises.
+// Reads messages, tools, documents, add_generation_prompt, continue_final_message,
+// chat_template_kwargs, reasoning_effort and add_special_tokens; renders the model's template;
+// tokenizes so that only the template's own text can become special tokens. InvalidArgument, also
+// with what the template raises.
 absl::StatusOr<std::vector<TokenId>> TokenizeChat(const Fields& fields, const ApiContext& context);
 
 }  // namespace polyreme::api

@@ -1,4 +1,5 @@
-// Reads the members of a request's JSON object. Every refusal names the field, what was expected and what came.
+// Reads the members of a request's JSON object. Every refusal names the field, what was expected
+// and what came.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ namespace polyreme::api {
 // "field: expected ..., got ...", with scalars spelt out (shortened) and others by their type.
 absl::Status WrongValue(std::string_view field, std::string_view expected, const Json& got);
 
-// A borrowed object. Members that are absent or null leave the target as it was. All errors are InvalidArgument.
+// A borrowed object. Members that are absent or null leave the target as it was. All errors are
+// InvalidArgument.
 class Fields {
  public:
   // `name` of the object itself, for messages; "" for the whole body.
@@ -31,7 +33,8 @@ class Fields {
   absl::Status Read(std::string_view field, int32_t& out) const;
   absl::Status Read(std::string_view field, double& out) const;
   absl::Status Read(std::string_view field, std::string& out) const;
-  absl::Status Read(std::string_view field, std::optional<uint64_t>& out) const;  // any int64, as its bits
+  absl::Status Read(std::string_view field,
+                    std::optional<uint64_t>& out) const;  // any int64, as its bits
   absl::Status Read(std::string_view field, std::vector<TokenId>& out) const;
   // A string or an array of strings.
   absl::Status Read(std::string_view field, std::vector<std::string>& out) const;

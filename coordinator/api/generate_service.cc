@@ -23,11 +23,12 @@ class GenerationService final : public v1::Generation::CallbackService {
  public:
   GenerationService(GrpcWork& work, const ApiKeys& keys) : work_(work), keys_(keys) {}
 
-  grpc::ServerWriteReactor<v1::GenerateReply>* Generate(grpc::CallbackServerContext* context,
-                                                        const v1::GenerateRequest* request) override {
+  grpc::ServerWriteReactor<v1::GenerateReply>* Generate(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
     const bool has_deadline = context->deadline() != std::chrono::system_clock::time_point::max();
     const auto call = std::make_shared<GenerateCall>(
-        work_, *request, has_deadline ? absl::FromChrono(context->deadline()) : absl::InfiniteFuture());
+        work_, *request,
+        has_deadline ? absl::FromChrono(context->deadline()) : absl::InfiniteFuture());
     call->Start(CheckKey(*context));
     return call.get();
   }
@@ -36,15 +37,16 @@ class GenerationService final : public v1::Generation::CallbackService {
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeReply* reply) override {
     auto* call = new PoolCall();
-    call->Run(work_.context.pool, [this, refusal = CheckKey(*context), request, reply]() -> absl::Status {
-      RETURN_IF_ERROR(refusal);
-      const ApiContext& api = work_.context;
-      RETURN_IF_ERROR(CheckModelName(request->model(), api.model));
-      ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, PromptTokens(request->prompt(), api));
-      reply->mutable_tokens()->Add(tokens.begin(), tokens.end());
-      reply->set_max_model_len(api.model.limits.max_model_len);
-      return absl::OkStatus();
-    });
+    call->Run(
+        work_.context.pool, [this, refusal = CheckKey(*context), request, reply]() -> absl::Status {
+          RETURN_IF_ERROR(refusal);
+          const ApiContext& api = work_.context;
+          RETURN_IF_ERROR(CheckModelName(request->model(), api.model));
+          ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, PromptTokens(request->prompt(), api));
+          reply->mutable_tokens()->Add(tokens.begin(), tokens.end());
+          reply->set_max_model_len(api.model.limits.max_model_len);
+          return absl::OkStatus();
+        });
     return call;
   }
 
@@ -65,9 +67,11 @@ class GenerationService final : public v1::Generation::CallbackService {
     const auto found = context.client_metadata().find("authorization");
     const bool is_there = found != context.client_metadata().end();
     const std::string_view value =
-        is_there ? std::string_view(found->second.data(), found->second.size()) : std::string_view();
+        is_there ? std::string_view(found->second.data(), found->second.size())
+                 : std::string_view();
     if (keys_.Opens(value)) return absl::OkStatus();
-    return Unauthenticated("expected metadata 'authorization: Bearer <key>' with a key of this server");
+    return Unauthenticated(
+        "expected metadata 'authorization: Bearer <key>' with a key of this server");
   }
 
   void AddModel(const std::string& name, v1::ModelsReply& reply) const {
@@ -100,7 +104,8 @@ class GrpcServer::Impl {
     // Idempotent, and done by loading the library already; named here so that the linker keeps it.
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     const bool is_ipv6 = host.find(':') != std::string::npos;
-    const std::string address = fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", host, is_ipv6 ? "]" : "", port);
+    const std::string address =
+        fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", host, is_ipv6 ? "]" : "", port);
     grpc::ServerBuilder builder;
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &bound_port_);
     // Otherwise two servers could share a port, and each would get a part of the calls.
@@ -111,7 +116,8 @@ class GrpcServer::Impl {
     builder.RegisterService(&health_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || bound_port_ == 0) {
-      return Unavailable("grpc-port: {} is in use by another program or no address of this host", address);
+      return Unavailable("grpc-port: {} is in use by another program or no address of this host",
+                         address);
     }
     return absl::OkStatus();
   }
@@ -136,7 +142,8 @@ class GrpcServer::Impl {
 };
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& host, int32_t port,
-                                                              const ApiContext& context, const ApiKeys& keys) {
+                                                              const ApiContext& context,
+                                                              const ApiKeys& keys) {
   auto impl = std::make_unique<Impl>(context, keys);
   RETURN_IF_ERROR(impl->Start(host, port));
   return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(impl)));
@@ -144,7 +151,11 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string&
 
 GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 GrpcServer::~GrpcServer() = default;
-int32_t GrpcServer::bound_port() const { return impl_->bound_port(); }
-void GrpcServer::Stop(absl::Time deadline) { impl_->Stop(deadline); }
+int32_t GrpcServer::bound_port() const {
+  return impl_->bound_port();
+}
+void GrpcServer::Stop(absl::Time deadline) {
+  impl_->Stop(deadline);
+}
 
 }  // namespace polyreme::api

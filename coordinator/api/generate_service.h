@@ -12,14 +12,16 @@
 
 namespace polyreme::api {
 
-// A listener of its own with polyreme.v1.Generation, grpc.health.v1.Health (from the engine, live) and server reflection. Calls
-// of Generation prove a key in their `authorization` metadata, as "Bearer <key>"; health and reflection need none.
+// A listener of its own with polyreme.v1.Generation, grpc.health.v1.Health (from the engine, live)
+// and server reflection. Calls of Generation prove a key in their `authorization` metadata, as
+// "Bearer <key>"; health and reflection need none.
 class GrpcServer {
  public:
   // context and keys are borrowed and outlive the server. port 0: any free one.
   // Unavailable if the port is in use or the address is not ours.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const std::string& host, int32_t port,
-                                                           const ApiContext& context, const ApiKeys& keys);
+                                                           const ApiContext& context,
+                                                           const ApiKeys& keys);
   ~GrpcServer();  // as Stop without patience
 
   int32_t bound_port() const;

@@ -1,6 +1,7 @@
-// Who holds whom: the connection holds the Generation (through its on_closed callback) until the answer has ended or the
-// client is gone; the Generation holds the responder and the streams; the streams' notices hold it weakly. All but Start runs on the
-// connection's thread, so there is nothing to lock.
+// Who holds whom: the connection holds the Generation (through its on_closed callback) until the
+// answer has ended or the client is gone; the Generation holds the responder and the streams; the
+// streams' notices hold it weakly. All but Start runs on the connection's thread, so there is
+// nothing to lock.
 #include "coordinator/api/generation.h"
 
 #include <algorithm>
@@ -15,7 +16,8 @@
 namespace polyreme::api {
 namespace {
 
-// Enough to keep a socket busy. Beyond it pieces wait in their stream, whose bound ends what nobody reads.
+// Enough to keep a socket busy. Beyond it pieces wait in their stream, whose bound ends what nobody
+// reads.
 constexpr int64_t kHighWaterBytes = int64_t{1} << 20;
 
 class Generation : public std::enable_shared_from_this<Generation> {
@@ -121,8 +123,9 @@ void Generation::Flush() {
   if (events_.empty()) return;
   if (!has_started_) {
     has_started_ = true;
-    responder_->StartStream({.content_type = "text/event-stream; charset=utf-8",
-                             .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
+    responder_->StartStream(
+        {.content_type = "text/event-stream; charset=utf-8",
+         .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
   }
   responder_->Write(std::exchange(events_, ""));
 }

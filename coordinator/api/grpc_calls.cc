@@ -21,7 +21,8 @@ void GenerateCall::Start(const absl::Status& refusal) {
   self_ = shared_from_this();
   const bool fits = ++work_.num_calls <= limits::kMaxGrpcCalls;
   if (!refusal.ok()) return End(refusal);
-  if (!fits) return End(ResourceExhausted("expected at most {} calls at once", limits::kMaxGrpcCalls));
+  if (!fits)
+    return End(ResourceExhausted("expected at most {} calls at once", limits::kMaxGrpcCalls));
   const absl::Status queued =
       work_.context.pool.TryRun([self = shared_from_this()] { self->ParseAndSubmit(); });
   if (queued.ok()) return;
@@ -63,7 +64,8 @@ void GenerateCall::RequestPump() {
     self->pump_is_requested_ = false;
     self->Pump();
   });
-  // The queue holds one entry of every call there can be: it is only ever refused by a server that stops.
+  // The queue holds one entry of every call there can be: it is only ever refused by a server that
+  // stops.
   if (!queued.ok()) LogWarning("a call's output waits: {}", Message(queued));
 }
 
@@ -100,7 +102,9 @@ void GenerateCall::OnWriteDone(bool ok) {
   RequestPump();
 }
 
-void GenerateCall::OnCancel() { End(Cancelled("the client is gone")); }
+void GenerateCall::OnCancel() {
+  End(Cancelled("the client is gone"));
+}
 
 void GenerateCall::End(const absl::Status& status) {
   std::shared_ptr<engine::TokenStream> stream;

@@ -1,4 +1,5 @@
-// One running gRPC call each, as the callback API wants them. Only generate_service.cc and their own file include this.
+// One running gRPC call each, as the callback API wants them. Only generate_service.cc and their
+// own file include this.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -18,22 +19,25 @@ namespace polyreme::api {
 // As gRPC has it; the text of internal errors goes to the log instead.
 grpc::Status ToGrpc(const absl::Status& status);
 
-// Where calls do their work: never on a gRPC thread that others wait for, never under a stream's lock. Outlives the calls and
-// the tasks of both pools.
+// Where calls do their work: never on a gRPC thread that others wait for, never under a stream's
+// lock. Outlives the calls and the tasks of both pools.
 struct GrpcWork {
   const ApiContext& context;
   TaskPool& pump;                     // carries pieces to calls
   std::atomic<int32_t> num_calls{0};  // of Generate, running
 };
 
-// Generate: tokenizes on the context's pool, then carries pieces from the engine, one write at a time.
+// Generate: tokenizes on the context's pool, then carries pieces from the engine, one write at a
+// time.
 //
-// Owns itself until OnDone. The engine's notices may come later than that, and hold the call weakly. Flags are guarded by the
-// mutex; gRPC is called outside of it, because a completion may run inside the call that caused it.
+// Owns itself until OnDone. The engine's notices may come later than that, and hold the call
+// weakly. Flags are guarded by the mutex; gRPC is called outside of it, because a completion may
+// run inside the call that caused it.
 class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
-  // The request is copied: gRPC's own one is gone as soon as a cancelled call is done, tokenized or not.
+  // The request is copied: gRPC's own one is gone as soon as a cancelled call is done, tokenized or
+  // not.
   GenerateCall(GrpcWork& work, const v1::GenerateRequest& request, absl::Time deadline)
       : work_(work), request_(request), deadline_(deadline) {}
 
@@ -60,10 +64,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
 
   std::mutex mutex_;
   std::shared_ptr<engine::TokenStream> stream_;  // guarded by mutex_
-  int32_t num_prompt_tokens_ = 0;                // guarded by mutex_; until the first reply has told it
-  bool is_writing_ = false;                      // guarded by mutex_
-  bool has_finished_ = false;                    // guarded by mutex_; Finish was or is being called
-  std::optional<absl::Status> end_;              // guarded by mutex_; Finish with this when nothing is being written
+  int32_t num_prompt_tokens_ = 0;  // guarded by mutex_; until the first reply has told it
+  bool is_writing_ = false;        // guarded by mutex_
+  bool has_finished_ = false;      // guarded by mutex_; Finish was or is being called
+  std::optional<absl::Status>
+      end_;  // guarded by mutex_; Finish with this when nothing is being written
 };
 
 // A unary call that is computed on the pool.

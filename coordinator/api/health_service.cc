@@ -15,8 +15,9 @@ constexpr absl::Duration kLookInterval = absl::Milliseconds(250);
 
 }  // namespace
 
-// Writes a status whenever it is another one than the last written. The service's set owns it until gRPC is done with it.
-// gRPC is never called under a lock, because what it completes may run inside the call.
+// Writes a status whenever it is another one than the last written. The service's set owns it until
+// gRPC is done with it. gRPC is never called under a lock, because what it completes may run inside
+// the call.
 class HealthService::Watcher final : public grpc::ServerWriteReactor<Response>,
                                      public std::enable_shared_from_this<Watcher> {
  public:
@@ -57,9 +58,12 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<Response>,
       latest = *latest_;
       goes_on = ok && !has_ended_;
     }
-    goes_on ? Update(latest) : End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the watch has ended"));
+    goes_on ? Update(latest)
+            : End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the watch has ended"));
   }
-  void OnCancel() override { End(grpc::Status(grpc::StatusCode::CANCELLED, "the watcher is gone")); }
+  void OnCancel() override {
+    End(grpc::Status(grpc::StatusCode::CANCELLED, "the watcher is gone"));
+  }
   void OnDone() override { service_.Remove(shared_from_this()); }
 
  private:
@@ -71,7 +75,7 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<Response>,
   std::optional<Response::ServingStatus> written_;  // guarded by mutex_
   bool is_writing_ = false;                         // guarded by mutex_
   bool has_ended_ = false;                          // guarded by mutex_
-  bool has_finished_ = false;                       // guarded by mutex_; Finish was or is being called
+  bool has_finished_ = false;  // guarded by mutex_; Finish was or is being called
 };
 
 HealthService::HealthService(const GenerationBackend& backend)
@@ -82,7 +86,9 @@ HealthService::HealthService(const GenerationBackend& backend)
         }
       }) {}
 
-HealthService::~HealthService() { Stop(); }
+HealthService::~HealthService() {
+  Stop();
+}
 
 void HealthService::Stop() {
   ticks_.Close(Cancelled("the server has stopped"));
@@ -111,20 +117,21 @@ void HealthService::Remove(const std::shared_ptr<Watcher>& watcher) {
   watchers_.erase(watcher);
 }
 
-grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context, const Request* request,
-                                               Response* response) {
+grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context,
+                                               const Request* request, Response* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   response->set_status(StatusOf(request->service()));
   if (response->status() == Response::SERVICE_UNKNOWN) {
-    reactor->Finish(grpc::Status(grpc::StatusCode::NOT_FOUND, "expected \"\" or polyreme.v1.Generation"));
+    reactor->Finish(
+        grpc::Status(grpc::StatusCode::NOT_FOUND, "expected \"\" or polyreme.v1.Generation"));
   } else {
     reactor->Finish(grpc::Status::OK);
   }
   return reactor;
 }
 
-grpc::ServerWriteReactor<HealthService::Response>* HealthService::Watch(grpc::CallbackServerContext*,
-                                                                        const Request* request) {
+grpc::ServerWriteReactor<HealthService::Response>* HealthService::Watch(
+    grpc::CallbackServerContext*, const Request* request) {
   const auto watcher = std::make_shared<Watcher>(*this, request->service());
   bool is_refused = false;
   {

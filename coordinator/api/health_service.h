@@ -1,5 +1,5 @@
-// grpc.health.v1.Health, from the engine's health at the time of the question. Only generate_service.cc and its own file
-// include this.
+// grpc.health.v1.Health, from the engine's health at the time of the question. Only
+// generate_service.cc and its own file include this.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -26,7 +26,8 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   explicit HealthService(const GenerationBackend& backend);
   ~HealthService() override;
 
-  // Everybody who watches hears NOT_SERVING and is sent away: a server that stops does not wait for them.
+  // Everybody who watches hears NOT_SERVING and is sent away: a server that stops does not wait for
+  // them.
   void Stop();
 
   grpc::ServerUnaryReactor* Check(grpc::CallbackServerContext* context, const Request* request,
@@ -44,8 +45,9 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   const GenerationBackend& backend_;
   BoundedQueue<int> ticks_{1};  // only its Close is used: it ends the wait between two looks
   std::mutex mutex_;
-  std::unordered_set<std::shared_ptr<Watcher>> watchers_;  // guarded by mutex_; each until its OnDone
-  bool has_stopped_ = false;                               // guarded by mutex_
+  std::unordered_set<std::shared_ptr<Watcher>>
+      watchers_;              // guarded by mutex_; each until its OnDone
+  bool has_stopped_ = false;  // guarded by mutex_
   std::jthread thread_;
 };
 

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <iterator>
+#include <utility>
 
+#include "absl/time/time.h"
+#include "parallel/base/clock.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::api {
@@ -22,6 +25,28 @@ void AppendHeader(std::string& out, std::string_view name, std::string_view valu
   fmt::format_to(std::back_inserter(out), "{}: {}\r\n", name, value);
 }
 
+constexpr std::pair<int32_t, std::string_view> kReasons[] = {
+    {100, "Continue"},
+    {200, "OK"},
+    {400, "Bad Request"},
+    {401, "Unauthorized"},
+    {403, "Forbidden"},
+    {404, "Not Found"},
+    {405, "Method Not Allowed"},
+    {408, "Request Timeout"},
+    {413, "Content Too Large"},
+    {414, "URI Too Long"},
+    {415, "Unsupported Media Type"},
+    {417, "Expectation Failed"},
+    {429, "Too Many Requests"},
+    {431, "Request Header Fields Too Large"},
+    {500, "Internal Server Error"},
+    {501, "Not Implemented"},
+    {503, "Service Unavailable"},
+    {504, "Gateway Timeout"},
+    {505, "HTTP Version Not Supported"},
+};
+
 }  // namespace
 
 const std::string* HttpRequest::Header(std::string_view name) const {
@@ -32,28 +57,10 @@ const std::string* HttpRequest::Header(std::string_view name) const {
 }
 
 std::string_view ReasonPhrase(int32_t code) {
-  switch (code) {
-    case 100: return "Continue";
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 403: return "Forbidden";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Content Too Large";
-    case 414: return "URI Too Long";
-    case 415: return "Unsupported Media Type";
-    case 417: return "Expectation Failed";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    case 504: return "Gateway Timeout";
-    case 505: return "HTTP Version Not Supported";
-    default: return "Status";
+  for (const auto& [known, text] : kReasons) {
+    if (known == code) return text;
   }
+  return "Status";
 }
 
 std::optional<std::string> PercentDecode(std::string_view text) {
@@ -74,8 +81,7 @@ std::optional<std::string> PercentDecode(std::string_view text) {
 }
 
 std::string RenderHead(const HttpResponse& response, BodyFraming framing, bool keeps_alive) {
-  std::string out =
-      fmt::format("HTTP/1.1 {} {}\r\n", response.code, ReasonPhrase(response.code));
+  std::string out = fmt::format("HTTP/1.1 {} {}\r\n", response.code, ReasonPhrase(response.code));
   AppendHeader(out, "Content-Type", response.content_type);
   if (framing == BodyFraming::kLength) {
     AppendHeader(out, "Content-Length", std::to_string(response.body.size()));
@@ -85,6 +91,10 @@ std::string RenderHead(const HttpResponse& response, BodyFraming framing, bool k
   for (const HttpHeader& header : response.headers) AppendHeader(out, header.name, header.value);
   out += "\r\n";
   return out;
+}
+
+std::string HttpDate() {
+  return absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", MonotonicNow(), absl::UTCTimeZone());
 }
 
 std::string RenderChunk(std::string_view bytes) {

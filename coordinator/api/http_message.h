@@ -1,4 +1,5 @@
-// One HTTP request as the strict parser accepted it, and one response as a route answers it. Plain data.
+// One HTTP request as the strict parser accepted it, and one response as a route answers it. Plain
+// data.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +18,17 @@ struct HttpHeader {
 
 struct HttpRequest {
   std::string method;  // a token, as it came
-  std::string path;    // begins with '/', still percent-encoded: route and key are decided on these bytes alone
+  std::string path;    // begins with '/', still percent-encoded: route and key are decided on these
+                       // bytes alone
   std::string query;   // behind the '?', without it; may be empty
   int32_t minor_version = 1;  // of HTTP/1.x
   std::vector<HttpHeader> headers;
   std::string body;
-  bool keeps_alive = true;    // what version and Connection header ask for
-  std::string id;             // X-Request-Id: the client's if it is harmless, else drawn; set by the router
-  std::string route;          // the path as the route table has it, for counters; set by the router
-  // Holds the body's share of the server's memory for bodies: given back when the last copy of this is gone.
+  bool keeps_alive = true;  // what version and Connection header ask for
+  std::string id;     // X-Request-Id: the client's if it is harmless, else drawn; set by the router
+  std::string route;  // the path as the route table has it, for counters; set by the router
+  // Holds the body's share of the server's memory for bodies: given back when the last copy of this
+  // is gone.
   std::shared_ptr<const void> body_lease;
 
   // The value of the first header of this (lower-case) name, or nullptr.
@@ -52,8 +55,12 @@ enum class BodyFraming {
   kClose,    // the end of the connection (HTTP/1.0 clients of a stream)
 };
 
-// The head of `response` up to and including the empty line. Values are checked to hold no line ends (our own bug).
+// The head of `response` up to and including the empty line. Values are checked to hold no line
+// ends (our own bug).
 std::string RenderHead(const HttpResponse& response, BodyFraming framing, bool keeps_alive);
+
+// Now, as the Date header wants it.
+std::string HttpDate();
 
 // One chunk of a chunked body; `bytes` must not be empty, since an empty chunk ends the body.
 std::string RenderChunk(std::string_view bytes);

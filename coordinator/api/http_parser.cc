@@ -16,20 +16,27 @@ constexpr size_t kMaxLengthDigits = 18;    // fits int64
 constexpr std::array<std::string_view, 6> kSingletons = {
     "content-length", "transfer-encoding", "host", "authorization", "content-type", "expect"};
 
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
 bool IsHexDigit(char c) {
   return IsDigit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
-bool IsAlpha(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+bool IsAlpha(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
 
 // tchar of RFC 9110, section 5.6.2.
 bool IsTokenCharacter(char c) {
-  return IsDigit(c) || IsAlpha(c) || std::string_view("!#$%&'*+-.^_`|~").find(c) != std::string_view::npos;
+  return IsDigit(c) || IsAlpha(c) ||
+         std::string_view("!#$%&'*+-.^_`|~").find(c) != std::string_view::npos;
 }
 bool IsToken(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), IsTokenCharacter);
 }
-bool IsVisible(char c) { return c > 0x20 && c < 0x7f; }
+bool IsVisible(char c) {
+  return c > 0x20 && c < 0x7f;
+}
 bool IsFieldCharacter(char c) {
   const auto byte = static_cast<unsigned char>(c);
   return byte == '\t' || (byte >= 0x20 && byte != 0x7f);
@@ -58,10 +65,14 @@ std::string_view Trim(std::string_view text) {
 HttpParser::State HttpParser::state() const {
   switch (step_) {
     case Step::kRequestLine:
-    case Step::kHeaderLine: return State::kHead;
-    case Step::kDone: return State::kDone;
-    case Step::kFailed: return State::kFailed;
-    default: return State::kBody;
+    case Step::kHeaderLine:
+      return State::kHead;
+    case Step::kDone:
+      return State::kDone;
+    case Step::kFailed:
+      return State::kFailed;
+    default:
+      return State::kBody;
   }
 }
 
@@ -122,9 +133,15 @@ void HttpParser::TakeBody(std::string_view& bytes) {
 
 void HttpParser::OnLine() {
   switch (step_) {
-    case Step::kRequestLine: OnRequestLine(); break;
-    case Step::kHeaderLine: line_.empty() ? OnHeadEnd() : OnHeaderLine(); break;
-    case Step::kChunkSize: OnChunkSize(); break;
+    case Step::kRequestLine:
+      OnRequestLine();
+      break;
+    case Step::kHeaderLine:
+      line_.empty() ? OnHeadEnd() : OnHeaderLine();
+      break;
+    case Step::kChunkSize:
+      OnChunkSize();
+      break;
     case Step::kChunkEnd:
       if (!line_.empty()) return Fail(400, "expected CR LF behind a chunk");
       step_ = Step::kChunkSize;
@@ -133,7 +150,8 @@ void HttpParser::OnLine() {
       if (!line_.empty()) return Fail(400, "expected no trailers behind the last chunk");
       step_ = Step::kDone;
       break;
-    default: break;
+    default:
+      break;
   }
   line_.clear();
 }
@@ -206,8 +224,10 @@ const std::string* HttpParser::Only(std::string_view name) {
   for (const HttpHeader& header : request_.headers) {
     if (header.name != name) continue;
     if (only != nullptr) {
-      Fail(400, "expected Content-Length, Transfer-Encoding, Host, Authorization, Content-Type and Expect "
-                "once at most");
+      Fail(400,
+           "expected Content-Length, Transfer-Encoding, Host, Authorization, Content-Type and "
+           "Expect "
+           "once at most");
       return nullptr;
     }
     only = &header.value;
@@ -238,8 +258,7 @@ void HttpParser::OnHeadEnd() {
   } else {
     step_ = Step::kDone;
   }
-  expects_continue_ =
-      expect != nullptr && request_.minor_version == 1 && state() == State::kBody;
+  expects_continue_ = expect != nullptr && request_.minor_version == 1 && state() == State::kBody;
 }
 
 void HttpParser::CheckHost() {

@@ -1,10 +1,12 @@
-// A strict, incremental parser of HTTP/1 requests (RFC 9112): what two servers could read differently is refused.
+// A strict, incremental parser of HTTP/1 requests (RFC 9112): what two servers could read
+// differently is refused.
 //
-// Refused with 400: content-length beside transfer-encoding, either one twice, a length that is not plain digits, any
-// coding but exactly "chunked", chunked in HTTP/1.0, chunk extensions, trailers, bare CR or LF, NUL and other controls,
-// space before a colon, folded lines, a missing, repeated or malformed Host, an absolute target of another host.
-// There is one parser, and route and key are decided on what it says. No I/O, no clock; one thread.
-// Source of the cases: RFC 9112 sections 2 to 7 and 11.2; narfindustries/http-garden, TROPHIES.
+// Refused with 400: content-length beside transfer-encoding, either one twice, a length that is not
+// plain digits, any coding but exactly "chunked", chunked in HTTP/1.0, chunk extensions, trailers,
+// bare CR or LF, NUL and other controls, space before a colon, folded lines, a missing, repeated or
+// malformed Host, an absolute target of another host. There is one parser, and route and key are
+// decided on what it says. No I/O, no clock; one thread. Source of the cases: RFC 9112 sections 2
+// to 7 and 11.2; narfindustries/http-garden, TROPHIES.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +38,9 @@ class HttpParser {
 
   explicit HttpParser(const Bounds& bounds) : bounds_(bounds) {}
 
-  // Takes bytes of the one request this parser is for and returns how many. Stops early where the head ends, so that a
-  // request can be refused before its body, where the request ends, and at a failure. Otherwise takes all.
+  // Takes bytes of the one request this parser is for and returns how many. Stops early where the
+  // head ends, so that a request can be refused before its body, where the request ends, and at a
+  // failure. Otherwise takes all.
   size_t Feed(std::string_view bytes);
 
   State state() const;
@@ -50,7 +53,15 @@ class HttpParser {
 
  private:
   enum class Step {
-    kRequestLine, kHeaderLine, kFixedBody, kChunkSize, kChunkData, kChunkEnd, kLastLine, kDone, kFailed,
+    kRequestLine,
+    kHeaderLine,
+    kFixedBody,
+    kChunkSize,
+    kChunkData,
+    kChunkEnd,
+    kLastLine,
+    kDone,
+    kFailed,
   };
 
   // Collects into line_ until a line end. True when a whole line is there, without its CRLF.
@@ -74,7 +85,7 @@ class HttpParser {
   HttpRequest request_;
   Failure failure_;
   std::string line_;
-  std::string target_host_;      // of an absolute target
+  std::string target_host_;  // of an absolute target
   int64_t head_bytes_ = 0;
   int64_t body_bytes_left_ = 0;  // of the body, or of the current chunk
   bool expects_continue_ = false;

@@ -1,11 +1,12 @@
 // One Connection is a small state machine on one thread's io_context; nothing in it needs a lock.
 //
-//   kReading ──whole request──► kHandling ──answer sent──► kReading (keep-alive) or kLingering ──► kClosed
-//      └──────refused or malformed: answer───────────────────────────────────────────┘
+//   kReading ──whole request──► kHandling ──answered──► kReading, or kLingering ──► kClosed
+//      └───refused or malformed─────┘
 //
-// A read is outstanding in every state but while a pipelining client's bytes wait, so that a client that leaves is noticed
-// at once. Lingering: our side is shut, what the client still sends is read and dropped for a moment, because closing a
-// socket with unread bytes resets it and the client may never see the answer.
+// A read is outstanding in every state but while a pipelining client's bytes wait, so that a client
+// that leaves is noticed at once. Lingering: our side is shut, what the client still sends is read
+// and dropped for a moment, because closing a socket with unread bytes resets it and the client may
+// never see the answer.
 #include "coordinator/api/http_server.h"
 
 #include <array>
@@ -21,9 +22,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/http_parser.h"
+#include "coordinator/api/http_shared.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
 
@@ -38,10 +39,6 @@ constexpr size_t kReadBytes = 16 << 10;
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
 constexpr size_t kWriteSliceBytes = 256 << 10;
 constexpr int64_t kMaxLingerBytes = int64_t{1} << 20;
-
-std::string HttpDate() {
-  return absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", MonotonicNow(), absl::UTCTimeZone());
-}
 
 class Connection;
 
@@ -73,43 +70,14 @@ class Loop {
   bool ended_ = false;  // guarded by mutex_
 };
 
-// What all connections of a server share.
-struct Shared {
-  HttpServerOptions options;
-  HttpServer::Hooks hooks;
-  std::atomic<bool> stopping{false};
-  std::atomic<int64_t> body_bytes{0};
-
-  std::mutex mutex;
-  std::condition_variable changed;
-  int32_t num_connections = 0;  // guarded by mutex
-};
-
-// The share of Shared::body_bytes that one request's body holds.
-class BodyLease {
- public:
-  explicit BodyLease(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
-  ~BodyLease() { shared_->body_bytes -= bytes_; }
-  BodyLease(const BodyLease&) = delete;
-  BodyLease& operator=(const BodyLease&) = delete;
-
-  // False when all bodies together would be too many.
-  bool GrowTo(int64_t bytes) {
-    const int64_t more = bytes - bytes_;
-    bytes_ = bytes;
-    return (shared_->body_bytes += more) <= limits::kMaxHttpBodiesBytes;
-  }
-
- private:
-  const std::shared_ptr<Shared> shared_;
-  int64_t bytes_ = 0;
-};
-
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(std::shared_ptr<Shared> shared, std::shared_ptr<Loop> loop, tcp::socket socket)
-      : shared_(std::move(shared)), loop_(std::move(loop)), socket_(std::move(socket)),
-        read_timer_(loop_->context()), write_timer_(loop_->context()) {}
+  Connection(std::shared_ptr<HttpShared> shared, std::shared_ptr<Loop> loop, tcp::socket socket)
+      : shared_(std::move(shared)),
+        loop_(std::move(loop)),
+        socket_(std::move(socket)),
+        read_timer_(loop_->context()),
+        write_timer_(loop_->context()) {}
 
   void Start();
   // The server stops: at once if no request is there, else behind its answer.
@@ -153,7 +121,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     return phase_ == Phase::kHandling && exchange == exchange_ && answer_ == state;
   }
 
-  const std::shared_ptr<Shared> shared_;
+  const std::shared_ptr<HttpShared> shared_;
   const std::shared_ptr<Loop> loop_;
   tcp::socket socket_;
   asio::steady_timer read_timer_;
@@ -189,42 +157,31 @@ class Responder final : public HttpResponder {
  public:
   Responder(std::shared_ptr<Connection> connection, uint64_t exchange)
       : connection_(std::move(connection)), exchange_(exchange) {}
-  ~Responder() override {
-    Post([c = connection_, e = exchange_] { c->Abandon(e); });
-  }
+  ~Responder() override { Tell(&Connection::Abandon); }
 
-  void Send(HttpResponse response) override {
-    Post([c = connection_, e = exchange_, r = std::move(response)]() mutable {
-      c->Send(e, std::move(r));
-    });
-  }
-  void StartStream(HttpResponse head) override {
-    Post([c = connection_, e = exchange_, h = std::move(head)]() mutable {
-      c->StartStream(e, std::move(h));
-    });
-  }
-  void Write(std::string bytes) override {
-    Post([c = connection_, e = exchange_, b = std::move(bytes)]() mutable {
-      c->Write(e, std::move(b));
-    });
-  }
-  void Finish() override {
-    Post([c = connection_, e = exchange_] { c->Finish(e); });
-  }
+  void Send(HttpResponse response) override { Tell(&Connection::Send, std::move(response)); }
+  void StartStream(HttpResponse head) override { Tell(&Connection::StartStream, std::move(head)); }
+  void Write(std::string bytes) override { Tell(&Connection::Write, std::move(bytes)); }
+  void Finish() override { Tell(&Connection::Finish); }
   int64_t pending_bytes() const override { return connection_->pending_bytes(); }
   void SetOnRoom(std::function<void()> on_room) override {
-    Post([c = connection_, e = exchange_, f = std::move(on_room)]() mutable {
-      c->SetOnRoom(e, std::move(f));
-    });
+    Tell(&Connection::SetOnRoom, std::move(on_room));
   }
   void SetOnClosed(std::function<void()> on_closed) override {
-    Post([c = connection_, e = exchange_, f = std::move(on_closed)]() mutable {
-      c->SetOnClosed(e, std::move(f));
-    });
+    Tell(&Connection::SetOnClosed, std::move(on_closed));
   }
   void Post(std::function<void()> work) override { connection_->loop().Post(std::move(work)); }
 
  private:
+  // Calls `act` on the connection's thread, on behalf of this exchange.
+  template <class... Args>
+  void Tell(void (Connection::*act)(uint64_t, Args...), Args... args) {
+    connection_->loop().Post(
+        [c = connection_, e = exchange_, act, ... arg = std::move(args)]() mutable {
+          ((*c).*act)(e, std::move(arg)...);
+        });
+  }
+
   const std::shared_ptr<Connection> connection_;
   const uint64_t exchange_;
 };
@@ -279,7 +236,8 @@ void Connection::OnHead() {
   if (parser_->expects_continue() && input_.empty()) Queue("HTTP/1.1 100 Continue\r\n\r\n");
 }
 
-// Ends the reading of a request with an answer. The connection lives on only if the request is wholly read.
+// Ends the reading of a request with an answer. The connection lives on only if the request is
+// wholly read.
 void Connection::Refuse(HttpResponse response) {
   const bool is_whole = parser_->state() == HttpParser::State::kDone;
   phase_ = Phase::kHandling;
@@ -416,7 +374,8 @@ void Connection::Queue(std::string bytes) {
   if (phase_ == Phase::kClosed) return;
   pending_bytes_ += static_cast<int64_t>(bytes.size());
   output_ += bytes;
-  // A whole answer may be longer: it is one string, already paid for. A stream's writer has to look.
+  // A whole answer may be longer: it is one string, already paid for. A stream's writer has to
+  // look.
   if (answer_ == Answer::kStreaming && pending_bytes_ > limits::kMaxHttpPendingBytes) {
     return Close();
   }
@@ -456,7 +415,8 @@ void Connection::Arm(asio::steady_timer& timer, absl::Duration patience,
                      void (Connection::*expired)()) {
   timer.expires_at(ToSteady(MonotonicNow() + patience));
   timer.async_wait([self = shared_from_this(), &timer, expired](const ErrorCode& error) {
-    // A wait that had ended before it was cancelled still arrives: only a deadline that has passed counts.
+    // A wait that had ended before it was cancelled still arrives: only a deadline that has passed
+    // counts.
     const bool has_passed = timer.expiry() <= std::chrono::steady_clock::now();
     if (!error && has_passed && self->phase_ != Phase::kClosed) (*self.*expired)();
   });
@@ -471,9 +431,9 @@ void Connection::OnReadDeadline() {
 absl::StatusOr<tcp::endpoint> Resolve(asio::io_context& context, const HttpServerOptions& options) {
   ErrorCode error;
   tcp::resolver resolver(context);
-  const auto found = resolver.resolve(
-      options.host, std::to_string(options.port),
-      tcp::resolver::passive | tcp::resolver::numeric_service, error);
+  const auto found =
+      resolver.resolve(options.host, std::to_string(options.port),
+                       tcp::resolver::passive | tcp::resolver::numeric_service, error);
   if (error || found.empty()) {
     return InvalidArgument("host: expected an address or name of this machine, got '{}' ({})",
                            options.host, error.message());
@@ -481,8 +441,8 @@ absl::StatusOr<tcp::endpoint> Resolve(asio::io_context& context, const HttpServe
   return found.begin()->endpoint();
 }
 
-// Not SO_REUSEPORT: two servers must never share a port unnoticed. SO_REUSEADDR only lets a restarted one listen while old
-// connections still close.
+// Not SO_REUSEPORT: two servers must never share a port unnoticed. SO_REUSEADDR only lets a
+// restarted one listen while old connections still close.
 absl::Status Listen(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
   ErrorCode error;
   acceptor.open(endpoint.protocol(), error);
@@ -490,8 +450,7 @@ absl::Status Listen(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (!error) return absl::OkStatus();
-  const std::string where =
-      fmt::format("{}:{}", endpoint.address().to_string(), endpoint.port());
+  const std::string where = fmt::format("{}:{}", endpoint.address().to_string(), endpoint.port());
   if (error == asio::error::address_in_use) {
     return Unavailable("port: {} is in use by another program; choose another with --port", where);
   }
@@ -502,7 +461,7 @@ absl::Status Listen(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
 
 class HttpServer::Impl {
  public:
-  Impl(const HttpServerOptions& options, Hooks hooks) : shared_(std::make_shared<Shared>()) {
+  Impl(const HttpServerOptions& options, Hooks hooks) : shared_(std::make_shared<HttpShared>()) {
     shared_->options = options;
     shared_->hooks = std::move(hooks);
     for (int32_t i = 0; i < options.num_threads; ++i) loops_.push_back(std::make_shared<Loop>());
@@ -518,7 +477,7 @@ class HttpServer::Impl {
   // False when there are too many.
   bool CountConnection();
 
-  const std::shared_ptr<Shared> shared_;
+  const std::shared_ptr<HttpShared> shared_;
   std::vector<std::shared_ptr<Loop>> loops_;
   std::vector<std::thread> threads_;
   std::optional<tcp::acceptor> acceptor_;           // on the first loop
@@ -623,8 +582,14 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOp
 }
 
 HttpServer::HttpServer(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
-HttpServer::~HttpServer() { impl_->Stop(absl::InfinitePast()); }
-int32_t HttpServer::bound_port() const { return impl_->bound_port(); }
-void HttpServer::Stop(absl::Time deadline) { impl_->Stop(deadline); }
+HttpServer::~HttpServer() {
+  impl_->Stop(absl::InfinitePast());
+}
+int32_t HttpServer::bound_port() const {
+  return impl_->bound_port();
+}
+void HttpServer::Stop(absl::Time deadline) {
+  impl_->Stop(deadline);
+}
 
 }  // namespace polyreme::api

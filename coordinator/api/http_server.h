@@ -1,7 +1,9 @@
-// HTTP/1.1 over sockets: connections, deadlines, back-pressure. What a request means is the hooks' business.
+// HTTP/1.1 over sockets: connections, deadlines, back-pressure. What a request means is the hooks'
+// business.
 //
-// Each connection lives on one of the I/O threads. Requests of a connection are answered in order, one at a time; bytes that
-// follow a request are kept (up to a bound) until it is answered. The end of the client's bytes counts as its leaving.
+// Each connection lives on one of the I/O threads. Requests of a connection are answered in order,
+// one at a time; bytes that follow a request are kept (up to a bound) until it is answered. The end
+// of the client's bytes counts as its leaving.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +19,9 @@
 
 namespace polyreme::api {
 
-// The answer to one request: one Send, or StartStream, any number of Writes, and Finish. All from any thread; calls
-// behind the answer's end or the client's leaving do nothing. Dropping the last reference without an answer sends 500.
+// The answer to one request: one Send, or StartStream, any number of Writes, and Finish. All from
+// any thread; calls behind the answer's end or the client's leaving do nothing. Dropping the last
+// reference without an answer sends 500.
 class HttpResponder {
  public:
   virtual ~HttpResponder() = default;
@@ -27,12 +30,13 @@ class HttpResponder {
   virtual void StartStream(HttpResponse head) = 0;
   virtual void Write(std::string bytes) = 0;
   virtual void Finish() = 0;
-  // Bytes written and not yet taken by the socket. Beyond limits::kMaxHttpPendingBytes the connection is cut: a writer
-  // stops well below that and goes on when told that there is room.
+  // Bytes written and not yet taken by the socket. Beyond limits::kMaxHttpPendingBytes the
+  // connection is cut: a writer stops well below that and goes on when told that there is room.
   virtual int64_t pending_bytes() const = 0;
   // `on_room` is called on the connection's thread each time all pending bytes have been taken.
   virtual void SetOnRoom(std::function<void()> on_room) = 0;
-  // Called once on the connection's thread if the client leaves before the answer's end; at once if it has left.
+  // Called once on the connection's thread if the client leaves before the answer's end; at once if
+  // it has left.
   virtual void SetOnClosed(std::function<void()> on_closed) = 0;
   // Runs `work` on the connection's thread; drops it once the server has stopped.
   virtual void Post(std::function<void()> work) = 0;
@@ -42,7 +46,7 @@ struct HttpServerOptions {
   std::string host = "127.0.0.1";  // an address or a name
   int32_t port = 0;                // 0: any free one
   int32_t num_threads = 1;
-  int32_t max_connections = limits::kMaxHttpConnections;  // one more is answered 503
+  int32_t max_connections = limits::kMaxHttpConnections;         // one more is answered 503
   absl::Duration header_deadline = limits::kHttpHeaderDeadline;  // from a request's first byte
   absl::Duration body_deadline = limits::kHttpBodyDeadline;      // from the end of its head
   absl::Duration idle_deadline = limits::kHttpIdleDeadline;      // between requests
@@ -52,21 +56,25 @@ struct HttpServerOptions {
 class HttpServer {
  public:
   struct Hooks {
-    // Sees the head before the body is read. An answer refuses the request; may set id and route of `head`.
+    // Sees the head before the body is read. An answer refuses the request; may set id and route of
+    // `head`.
     std::function<std::optional<HttpResponse>(HttpRequest& head)> admit;
     // Takes the whole request. Must not block: it runs on the connection's thread.
     std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)> handle;
-    // Of each answer, when it starts. `route` is what admit set, "" for requests that never reached it.
+    // Of each answer, when it starts. `route` is what admit set, "" for requests that never reached
+    // it.
     std::function<void(std::string_view route, int32_t code)> count;
   };
 
-  // Listens and serves. Unavailable if the address is in use, InvalidArgument if it is no address of this host.
+  // Listens and serves. Unavailable if the address is in use, InvalidArgument if it is no address
+  // of this host.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,
                                                            Hooks hooks);
   ~HttpServer();  // as Stop without patience
 
   int32_t bound_port() const;
-  // Accepts no more, closes idle connections, lets answers end until `deadline`, then cuts what is left. Idempotent.
+  // Accepts no more, closes idle connections, lets answers end until `deadline`, then cuts what is
+  // left. Idempotent.
   void Stop(absl::Time deadline);
 
  private:

@@ -16,7 +16,8 @@ Json BytesJson(std::string_view bytes) {
   return array;
 }
 
-std::span<const step::TokenLogprob> FirstOf(const std::vector<step::TokenLogprob>& top, int32_t count) {
+std::span<const step::TokenLogprob> FirstOf(const std::vector<step::TokenLogprob>& top,
+                                            int32_t count) {
   return std::span(top).first(std::min(top.size(), static_cast<size_t>(std::max(count, 0))));
 }
 
@@ -32,8 +33,8 @@ std::string TokenNames::Name(TokenId token) const {
   return style_ == Style::kId ? fmt::format("token_id:{}", token) : Bytes(token);
 }
 
-Json CompletionLogprobs(std::span<const ScoredToken> tokens, int32_t num_top, const TokenNames& names,
-                        int64_t& offset) {
+Json CompletionLogprobs(std::span<const ScoredToken> tokens, int32_t num_top,
+                        const TokenNames& names, int64_t& offset) {
   Json token_names = Json::MakeArray();
   Json logprobs = Json::MakeArray();
   Json tops = Json::MakeArray();
@@ -64,7 +65,8 @@ Json CompletionLogprobs(std::span<const ScoredToken> tokens, int32_t num_top, co
                            {"top_logprobs", std::move(tops)}});
 }
 
-Json ChatLogprobs(std::span<const engine::TokenScore> scores, int32_t num_top, const TokenNames& names) {
+Json ChatLogprobs(std::span<const engine::TokenScore> scores, int32_t num_top,
+                  const TokenNames& names) {
   const auto entry = [&names](TokenId token, float logprob) {
     return Json::MakeObject({{"token", names.Name(token)},
                              {"logprob", double{logprob}},
@@ -83,9 +85,8 @@ Json ChatLogprobs(std::span<const engine::TokenScore> scores, int32_t num_top, c
 
 Json PromptLogprobs(std::span<const engine::TokenScore> scores, const TokenNames& names) {
   const auto entry = [&names](TokenId token, float logprob, int32_t rank) {
-    return Json::MakeObject({{"logprob", double{logprob}},
-                             {"rank", rank},
-                             {"decoded_token", names.Bytes(token)}});
+    return Json::MakeObject(
+        {{"logprob", double{logprob}}, {"rank", rank}, {"decoded_token", names.Bytes(token)}});
   };
   Json all = Json::MakeArray();
   all.Append(nullptr);
@@ -119,14 +120,20 @@ Json UsageJson(const Usage& usage) {
 
 Json FinishReasonJson(engine::FinishReason reason) {
   switch (reason) {
-    case engine::FinishReason::kNone: return nullptr;
-    case engine::FinishReason::kStop: return "stop";
-    case engine::FinishReason::kLength: return "length";
-    case engine::FinishReason::kAbort: return "abort";
+    case engine::FinishReason::kNone:
+      return nullptr;
+    case engine::FinishReason::kStop:
+      return "stop";
+    case engine::FinishReason::kLength:
+      return "length";
+    case engine::FinishReason::kAbort:
+      return "abort";
   }
   return nullptr;
 }
 
-std::string ServerSentEvent(const Json& data) { return fmt::format("data: {}\n\n", data.Dump()); }
+std::string ServerSentEvent(const Json& data) {
+  return fmt::format("data: {}\n\n", data.Dump());
+}
 
 }  // namespace polyreme::api

@@ -19,7 +19,8 @@ namespace polyreme::api {
 class TokenNames {
  public:
   enum class Style { kText, kId };  // "the" or "token_id:279"
-  TokenNames(const text::Tokenizer& tokenizer, Style style) : tokenizer_(tokenizer), style_(style) {}
+  TokenNames(const text::Tokenizer& tokenizer, Style style)
+      : tokenizer_(tokenizer), style_(style) {}
 
   std::string Name(TokenId token) const;
   // The bytes the token stands for: part of a character, maybe.
@@ -30,19 +31,23 @@ class TokenNames {
   const Style style_;
 };
 
-// A token of an answer; `score` is null for the first one of an echoed prompt, which nothing came before.
+// A token of an answer; `score` is null for the first one of an echoed prompt, which nothing came
+// before.
 struct ScoredToken {
   TokenId token = 0;
   const engine::TokenScore* score = nullptr;
 };
 
-// {"tokens", "token_logprobs", "top_logprobs", "text_offset"}. `num_top` >= 0 per token, the drawn one besides.
-// `offset` in characters: where the first token's text begins; moved to the end of the last one's.
-Json CompletionLogprobs(std::span<const ScoredToken> tokens, int32_t num_top, const TokenNames& names,
-                        int64_t& offset);
+// {"tokens", "token_logprobs", "top_logprobs", "text_offset"}. `num_top` >= 0 per token, the drawn
+// one besides. `offset` in characters: where the first token's text begins; moved to the end of the
+// last one's.
+Json CompletionLogprobs(std::span<const ScoredToken> tokens, int32_t num_top,
+                        const TokenNames& names, int64_t& offset);
 // {"content": [{"token", "logprob", "bytes", "top_logprobs"}]}
-Json ChatLogprobs(std::span<const engine::TokenScore> scores, int32_t num_top, const TokenNames& names);
-// vLLM's prompt_logprobs: null for the first token, then {"<id>": {"logprob", "rank", "decoded_token"}}.
+Json ChatLogprobs(std::span<const engine::TokenScore> scores, int32_t num_top,
+                  const TokenNames& names);
+// vLLM's prompt_logprobs: null for the first token, then {"<id>": {"logprob", "rank",
+// "decoded_token"}}.
 Json PromptLogprobs(std::span<const engine::TokenScore> scores, const TokenNames& names);
 
 Json TokenIdsJson(std::span<const TokenId> tokens);

@@ -50,7 +50,8 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Fields& fields, const ApiC
 
   std::vector<Prompt> prompts;
   if (value->is_string()) {
-    ASSIGN_OR_RETURN(prompts.emplace_back(), PromptOfText(value->as_string(), "prompt", options, context));
+    ASSIGN_OR_RETURN(prompts.emplace_back(),
+                     PromptOfText(value->as_string(), "prompt", options, context));
     return prompts;
   }
   if (!value->is_array() || value->as_array().empty()) {
@@ -67,7 +68,8 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Fields& fields, const ApiC
   for (const Json& item : value->as_array()) {
     const std::string field = fmt::format("prompt[{}]", prompts.size());
     if (item.is_string()) {
-      ASSIGN_OR_RETURN(prompts.emplace_back(), PromptOfText(item.as_string(), field, options, context));
+      ASSIGN_OR_RETURN(prompts.emplace_back(),
+                       PromptOfText(item.as_string(), field, options, context));
     } else {
       ASSIGN_OR_RETURN(prompts.emplace_back(), PromptOfTokens(item, field, context));
     }
@@ -81,7 +83,8 @@ absl::Status TruncatePrompt(const Fields& fields, const ApiContext& context, Pro
   int32_t kept = 0;
   RETURN_IF_ERROR(fields.Read("truncate_prompt_tokens", kept));
   if (kept == -1) kept = context.model.limits.max_model_len - 1;
-  if (kept < 1) return InvalidArgument("truncate_prompt_tokens: expected -1 or at least 1, got {}", kept);
+  if (kept < 1)
+    return InvalidArgument("truncate_prompt_tokens: expected -1 or at least 1, got {}", kept);
   if (std::ssize(prompt.tokens) > kept) {
     prompt.tokens.erase(prompt.tokens.begin(), prompt.tokens.end() - kept);
   }
@@ -92,8 +95,9 @@ absl::Status TruncatePrompt(const Fields& fields, const ApiContext& context, Pro
 absl::Status AddRequests(const engine::GenerateRequest& common, std::vector<Prompt> prompts,
                          const ApiContext& context, GenerationCall& call) {
   if (common.n > 0 && std::ssize(prompts) > limits::kMaxChoices / common.n) {
-    return InvalidArgument("n: expected n times the number of prompts ({}) to be at most {}, got n = {}",
-                           prompts.size(), limits::kMaxChoices, common.n);
+    return InvalidArgument(
+        "n: expected n times the number of prompts ({}) to be at most {}, got n = {}",
+        prompts.size(), limits::kMaxChoices, common.n);
   }
   for (size_t i = 0; i < prompts.size(); ++i) {
     engine::GenerateRequest request = common;
@@ -105,7 +109,8 @@ absl::Status AddRequests(const engine::GenerateRequest& common, std::vector<Prom
   return absl::OkStatus();
 }
 
-engine::GenerateRequest StartFromDefaults(const std::string& request_id, const ApiContext& context) {
+engine::GenerateRequest StartFromDefaults(const std::string& request_id,
+                                          const ApiContext& context) {
   engine::GenerateRequest request = context.model.defaults;
   request.request_id = request_id;
   return request;
@@ -114,9 +119,9 @@ engine::GenerateRequest StartFromDefaults(const std::string& request_id, const A
 }  // namespace
 
 absl::Status CheckModelName(const std::string& name, const ModelInfo& model) {
-  const bool is_served =
-      name.empty() || name == model.limits.model_name ||
-      std::find(model.other_names.begin(), model.other_names.end(), name) != model.other_names.end();
+  const bool is_served = name.empty() || name == model.limits.model_name ||
+                         std::find(model.other_names.begin(), model.other_names.end(), name) !=
+                             model.other_names.end();
   if (is_served) return absl::OkStatus();
   const std::string expected = fmt::format("'{}'", model.limits.model_name);
   return NotFound("{}", Message(WrongValue("model", expected, Json(name))));
@@ -145,7 +150,8 @@ absl::StatusOr<GenerationCall> ParseCompletion(const Json& body, const std::stri
   ASSIGN_OR_RETURN(std::vector<Prompt> prompts, ReadPrompts(fields, context));
   for (Prompt& prompt : prompts) RETURN_IF_ERROR(TruncatePrompt(fields, context, prompt));
   if (echo) {
-    // The prompt's own log-probabilities come with an echo; a call that draws nothing is all about them.
+    // The prompt's own log-probabilities come with an echo; a call that draws nothing is all about
+    // them.
     const int32_t scores = common.max_tokens == 0 ? std::max(0, common.logprobs) : common.logprobs;
     common.prompt_logprobs = std::max(common.prompt_logprobs, scores);
     for (Prompt& prompt : prompts) call.echoes.push_back(std::move(prompt.text));
@@ -167,15 +173,16 @@ absl::StatusOr<GenerationCall> ParseChat(const Json& body, const std::string& re
   RETURN_IF_ERROR(fields.Read("top_logprobs", num_top));
   if (num_top < 0) return InvalidArgument("top_logprobs: expected at least 0, got {}", num_top);
   if (num_top > 0 && !logprobs) {
-    return InvalidArgument("top_logprobs: expected it only together with logprobs, got {}", num_top);
+    return InvalidArgument("top_logprobs: expected it only together with logprobs, got {}",
+                           num_top);
   }
   if (logprobs) call.num_top_logprobs = common.logprobs = num_top;
 
   Prompt prompt;
   ASSIGN_OR_RETURN(prompt.tokens, TokenizeChat(fields, context));
   RETURN_IF_ERROR(TruncatePrompt(fields, context, prompt));
-  // As long as the model can, unless said; max_completion_tokens is the newer name. A prompt that leaves no room is
-  // refused by its length.
+  // As long as the model can, unless said; max_completion_tokens is the newer name. A prompt that
+  // leaves no room is refused by its length.
   const int64_t room = context.model.limits.max_model_len - std::ssize(prompt.tokens);
   common.max_tokens = static_cast<int32_t>(std::max<int64_t>(1, room));
   RETURN_IF_ERROR(fields.Read("max_tokens", common.max_tokens));

@@ -1,5 +1,6 @@
-// OpenAI's request bodies, with vLLM's additions, as calls to the engine. Fields of neither are passed over, as both do;
-// known ones that this server cannot honour are refused by name, since ignoring them would change the answer.
+// OpenAI's request bodies, with vLLM's additions, as calls to the engine. Fields of neither are
+// passed over, as both do; known ones that this server cannot honour are refused by name, since
+// ignoring them would change the answer.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +25,11 @@ struct GenerationCall {
   Delivery delivery = Delivery::kWhole;
   UsageInStream usage = UsageInStream::kNone;
   std::vector<engine::GenerateRequest> requests = {};  // one per prompt, valid; each has the same n
-  std::vector<std::string> echoes = {};                // one per prompt if prompts are to be echoed, else empty
-  int32_t num_top_logprobs = -1;                  // of the logprobs object; -1: none
-  bool shows_prompt_logprobs = false;             // vLLM's field, besides those of an echo
+  std::vector<std::string> echoes = {};  // one per prompt if prompts are to be echoed, else empty
+  int32_t num_top_logprobs = -1;         // of the logprobs object; -1: none
+  bool shows_prompt_logprobs = false;    // vLLM's field, besides those of an echo
   bool returns_token_ids = false;
-  bool names_tokens_by_id = false;                // "token_id:123" instead of text
+  bool names_tokens_by_id = false;  // "token_id:123" instead of text
 };
 
 // `request_id` names the call in logs. Tokenizes: not for a socket's thread.

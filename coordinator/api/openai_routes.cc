@@ -16,21 +16,24 @@
 namespace polyreme::api {
 namespace {
 
-using Parse = absl::StatusOr<GenerationCall> (*)(const Json&, const std::string&, const ApiContext&);
+using Parse = absl::StatusOr<GenerationCall> (*)(const Json&, const std::string&,
+                                                 const ApiContext&);
 using Compute = absl::StatusOr<Json> (*)(const Json&, const ApiContext&);
 using Handler = std::function<void(HttpRequest, std::shared_ptr<HttpResponder>)>;
 
 // Runs `work` on the pool; its error is the answer, and so is a full pool.
-void RunOnPool(const ApiContext& context, HttpRequest request, std::shared_ptr<HttpResponder> responder,
-               std::function<absl::Status(const HttpRequest&, std::shared_ptr<HttpResponder>)> work) {
+void RunOnPool(
+    const ApiContext& context, HttpRequest request, std::shared_ptr<HttpResponder> responder,
+    std::function<absl::Status(const HttpRequest&, std::shared_ptr<HttpResponder>)> work) {
   // A task is copied into its queue: what it carries is shared.
   auto carried = std::make_shared<HttpRequest>(std::move(request));
-  const absl::Status queued = context.pool.TryRun([&context, carried, responder, work = std::move(work)] {
-    const absl::Status done = work(*carried, responder);
-    if (done.ok()) return;
-    context.metrics.RequestRefused("invalid");
-    responder->Send(ErrorResponse(done));
-  });
+  const absl::Status queued =
+      context.pool.TryRun([&context, carried, responder, work = std::move(work)] {
+        const absl::Status done = work(*carried, responder);
+        if (done.ok()) return;
+        context.metrics.RequestRefused("invalid");
+        responder->Send(ErrorResponse(done));
+      });
   if (queued.ok()) return;
   context.metrics.RequestRefused("full");
   responder->Send(ErrorResponse(queued));
@@ -87,8 +90,10 @@ std::vector<std::string> ModelNames(const ModelInfo& model) {
 Handler ListsModels(const ApiContext& context) {
   return [&context](const HttpRequest&, const std::shared_ptr<HttpResponder>& responder) {
     Json models = Json::MakeArray();
-    for (const std::string& name : ModelNames(context.model)) models.Append(ModelJson(name, context));
-    responder->Send({.body = Json::MakeObject({{"object", "list"}, {"data", std::move(models)}}).Dump()});
+    for (const std::string& name : ModelNames(context.model))
+      models.Append(ModelJson(name, context));
+    responder->Send(
+        {.body = Json::MakeObject({{"object", "list"}, {"data", std::move(models)}}).Dump()});
   };
 }
 
@@ -110,13 +115,15 @@ absl::StatusOr<std::vector<TokenId>> TokensOf(const Fields& fields, const ApiCon
   if (fields.Find("messages") != nullptr) return TokenizeChat(fields, context);
   const Json* prompt = fields.Find("prompt");
   if (prompt == nullptr || !prompt->is_string()) {
-    return WrongValue("prompt", "a string, or messages instead", prompt == nullptr ? Json() : *prompt);
+    return WrongValue("prompt", "a string, or messages instead",
+                      prompt == nullptr ? Json() : *prompt);
   }
   bool adds_special_tokens = true;
   RETURN_IF_ERROR(fields.Read("add_special_tokens", adds_special_tokens));
   text::EncodeOptions options;
   if (!adds_special_tokens) options.around = text::SpecialTokensAround::kLeftOut;
-  absl::StatusOr<std::vector<TokenId>> tokens = context.tokenizer.Encode(prompt->as_string(), options);
+  absl::StatusOr<std::vector<TokenId>> tokens =
+      context.tokenizer.Encode(prompt->as_string(), options);
   if (!tokens.ok()) return Annotate(tokens.status(), "prompt");
   return tokens;
 }
@@ -144,7 +151,8 @@ absl::StatusOr<Json> Tokenize(const Json& body, const ApiContext& context) {
 absl::StatusOr<Json> Detokenize(const Json& body, const ApiContext& context) {
   ASSIGN_OR_RETURN(const Fields fields, Fields::Of(body));
   RETURN_IF_ERROR(CheckModel(fields, context.model));
-  if (fields.Find("tokens") == nullptr) return WrongValue("tokens", "an array of token ids", Json());
+  if (fields.Find("tokens") == nullptr)
+    return WrongValue("tokens", "an array of token ids", Json());
   std::vector<TokenId> tokens;
   RETURN_IF_ERROR(fields.Read("tokens", tokens));
   for (size_t i = 0; i < tokens.size(); ++i) {

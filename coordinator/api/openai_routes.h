@@ -1,4 +1,5 @@
-// OpenAI's and vLLM's paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize.
+// OpenAI's and vLLM's paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize,
+// /detokenize.
 #pragma once
 
 #include <vector>

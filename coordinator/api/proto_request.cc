@@ -15,7 +15,8 @@ namespace {
 constexpr int32_t kDefaultMaxTokens = 16;
 
 // A chat takes the way that chats over HTTP take, as the JSON they would have.
-absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Prompt& prompt, const ApiContext& context) {
+absl::StatusOr<std::vector<TokenId>> ChatTokens(const v1::Prompt& prompt,
+                                                const ApiContext& context) {
   Json messages = Json::MakeArray();
   for (const v1::Message& message : prompt.chat().messages()) {
     messages.Append(Json::MakeObject({{"role", message.role()}, {"content", message.content()}}));
@@ -46,10 +47,14 @@ void CopyScores(const std::vector<T>& scores, Proto* out) {
 
 v1::FinishReason ToProto(engine::FinishReason reason) {
   switch (reason) {
-    case engine::FinishReason::kNone: return v1::FINISH_REASON_NONE;
-    case engine::FinishReason::kStop: return v1::FINISH_REASON_STOP;
-    case engine::FinishReason::kLength: return v1::FINISH_REASON_LENGTH;
-    case engine::FinishReason::kAbort: return v1::FINISH_REASON_ABORT;
+    case engine::FinishReason::kNone:
+      return v1::FINISH_REASON_NONE;
+    case engine::FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case engine::FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case engine::FinishReason::kAbort:
+      return v1::FINISH_REASON_ABORT;
   }
   return v1::FINISH_REASON_NONE;
 }
@@ -83,21 +88,25 @@ void ReadSampling(const v1::GenerateRequest& from, engine::GenerateRequest& to) 
 
 }  // namespace
 
-absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::Prompt& prompt, const ApiContext& context) {
+absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::Prompt& prompt,
+                                                  const ApiContext& context) {
   switch (prompt.form_case()) {
     case v1::Prompt::kText: {
       text::EncodeOptions options;
       if (prompt.has_add_special_tokens() && !prompt.add_special_tokens()) {
         options.around = text::SpecialTokensAround::kLeftOut;
       }
-      absl::StatusOr<std::vector<TokenId>> tokens = context.tokenizer.Encode(prompt.text(), options);
+      absl::StatusOr<std::vector<TokenId>> tokens =
+          context.tokenizer.Encode(prompt.text(), options);
       if (!tokens.ok()) return Annotate(tokens.status(), "prompt.text");
       return tokens;
     }
     case v1::Prompt::kTokens:
       return std::vector<TokenId>(prompt.tokens().ids().begin(), prompt.tokens().ids().end());
-    case v1::Prompt::kChat: return ChatTokens(prompt, context);
-    case v1::Prompt::FORM_NOT_SET: break;
+    case v1::Prompt::kChat:
+      return ChatTokens(prompt, context);
+    case v1::Prompt::FORM_NOT_SET:
+      break;
   }
   return InvalidArgument("prompt: expected text, tokens or chat, got none");
 }

@@ -18,8 +18,10 @@ class Prompt;
 
 namespace polyreme::api {
 
-// Token ids of a prompt in any of its forms. Tokenizes: not for an I/O thread. InvalidArgument naming the field.
-absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::Prompt& prompt, const ApiContext& context);
+// Token ids of a prompt in any of its forms. Tokenizes: not for an I/O thread. InvalidArgument
+// naming the field.
+absl::StatusOr<std::vector<TokenId>> PromptTokens(const v1::Prompt& prompt,
+                                                  const ApiContext& context);
 
 // A valid request. Tokenizes. InvalidArgument naming the field, NotFound for another model.
 absl::StatusOr<engine::GenerateRequest> FromProto(const v1::GenerateRequest& request,

@@ -17,7 +17,8 @@ constexpr size_t kMaxRequestIdBytes = 128;
 bool Matches(const Route& route, std::string_view path) {
   if (!route.path.ends_with("/*")) return route.path == path;
   const size_t prefix_bytes = route.path.size() - 1;
-  return path.size() > prefix_bytes && path.substr(0, prefix_bytes) == route.path.substr(0, prefix_bytes);
+  return path.size() > prefix_bytes &&
+         path.substr(0, prefix_bytes) == route.path.substr(0, prefix_bytes);
 }
 
 bool Answers(const Route& route, std::string_view method) {
@@ -35,16 +36,17 @@ std::string DrawRequestId() {
 // The client's own id if it can stand in logs and in a header; otherwise one of ours.
 std::string RequestId(const HttpRequest& head) {
   const std::string* given = head.Header("x-request-id");
-  if (given == nullptr || given->empty() || given->size() > kMaxRequestIdBytes) return DrawRequestId();
+  if (given == nullptr || given->empty() || given->size() > kMaxRequestIdBytes)
+    return DrawRequestId();
   const bool harmless = std::all_of(given->begin(), given->end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '-' || c == '_' || c == '.' || c == ':';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.' || c == ':';
   });
   return harmless ? *given : DrawRequestId();
 }
 
-// "localhost", an IPv4 or a bracketed IPv6 address, with a port or without. A web page that had its name resolved to
-// this machine comes with its own name here, in Host as in Origin.
+// "localhost", an IPv4 or a bracketed IPv6 address, with a port or without. A web page that had its
+// name resolved to this machine comes with its own name here, in Host as in Origin.
 bool IsLocalName(std::string_view host) {
   if (host.starts_with('[')) return true;
   host = host.substr(0, host.find(':'));
@@ -60,7 +62,8 @@ bool ComesFromAWebPageElsewhere(const HttpRequest& head) {
   const std::string* origin = head.Header("origin");
   if (origin == nullptr) return false;
   const size_t scheme_end = origin->find("://");
-  return scheme_end == std::string::npos || !IsLocalName(std::string_view(*origin).substr(scheme_end + 3));
+  return scheme_end == std::string::npos ||
+         !IsLocalName(std::string_view(*origin).substr(scheme_end + 3));
 }
 
 bool IsJson(const HttpRequest& head) {
@@ -74,7 +77,8 @@ bool IsJson(const HttpRequest& head) {
 }
 
 HttpResponse RefuseWithoutKey() {
-  HttpResponse response = ErrorResponse(401, "expected 'Authorization: Bearer <key>' with a key of this server");
+  HttpResponse response =
+      ErrorResponse(401, "expected 'Authorization: Bearer <key>' with a key of this server");
   response.headers.push_back({"WWW-Authenticate", "Bearer"});
   return response;
 }
@@ -112,8 +116,9 @@ std::optional<HttpResponse> Router::Admit(HttpRequest& head) const {
     return RefuseWithoutKey();
   }
   if (!keys_.required() && ComesFromAWebPageElsewhere(head)) {
-    return ErrorResponse(403, "expected Host and Origin to be localhost or an address; a server that is "
-                              "reached by a name needs an API key");
+    return ErrorResponse(403,
+                         "expected Host and Origin to be localhost or an address; a server that is "
+                         "reached by a name needs an API key");
   }
   if (route == nullptr) {
     const std::string allowed = AllowedMethods(head.path);

@@ -1,4 +1,5 @@
-// Which function answers which path, and who may ask: decided once, from the parsed head, before a body is read.
+// Which function answers which path, and who may ask: decided once, from the parsed head, before a
+// body is read.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ class Router {
   // keys borrowed; outlives the router.
   Router(std::vector<Route> routes, const ApiKeys& keys);
 
-  // Sets the request's id and route, and refuses: 401 without a key, 403 for a foreign Host or Origin where no key protects,
-  // 404, 405 with Allow, 415 for a POST that is not JSON.
+  // Sets the request's id and route, and refuses: 401 without a key, 403 for a foreign Host or
+  // Origin where no key protects, 404, 405 with Allow, 415 for a POST that is not JSON.
   std::optional<HttpResponse> Admit(HttpRequest& head) const;
   // Hands an admitted request to its route.
   void Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) const;

@@ -39,7 +39,8 @@ constexpr Row kRequestFields[] = {
     {"priority", &GenerateRequest::priority},
 };
 
-// Known fields without which the answer would be another one. Each row lists the values that change nothing.
+// Known fields without which the answer would be another one. Each row lists the values that change
+// nothing.
 struct Refusal {
   std::string_view field;
   std::vector<std::string_view> harmless = {};
@@ -89,7 +90,8 @@ absl::Status ReadLogitBias(const Fields& fields, GenerateRequest& request) {
     if (error != std::errc() || parsed_to != end) {
       return WrongValue("logit_bias", "token ids as keys", Json(member.first));
     }
-    if (!member.second.is_number()) return WrongValue("logit_bias", "numbers as values", member.second);
+    if (!member.second.is_number())
+      return WrongValue("logit_bias", "numbers as values", member.second);
     request.logit_bias.emplace_back(token, member.second.as_double());
   }
   return absl::OkStatus();
@@ -120,16 +122,18 @@ absl::Status RefuseUnsupported(const Fields& fields) {
     bool is_harmless = false;
     for (const std::string_view text : refusal.harmless) is_harmless |= value->Dump() == text;
     if (!is_harmless) {
-      return WrongValue(refusal.field, "it to be absent, since this server does not support it", *value);
+      return WrongValue(refusal.field, "it to be absent, since this server does not support it",
+                        *value);
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status ReadCommonFields(const Fields& fields, GenerationCall& call, GenerateRequest& request) {
+absl::Status ReadCommonFields(const Fields& fields, GenerationCall& call,
+                              GenerateRequest& request) {
   for (const Row& row : kRequestFields) {
-    RETURN_IF_ERROR(std::visit(
-        [&](auto member) { return fields.Read(row.field, request.*member); }, row.target));
+    RETURN_IF_ERROR(std::visit([&](auto member) { return fields.Read(row.field, request.*member); },
+                               row.target));
   }
   RETURN_IF_ERROR(ReadLogitBias(fields, request));
   RETURN_IF_ERROR(ReadStreaming(fields, call));

@@ -52,7 +52,8 @@ class PublicServer::Impl {
     };
     ASSIGN_OR_RETURN(http_, HttpServer::Start(options.http, std::move(hooks)));
     if (!options.grpc.has_value()) return absl::OkStatus();
-    ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(options.grpc->host, options.grpc->port, context_, keys_));
+    ASSIGN_OR_RETURN(grpc_,
+                     GrpcServer::Start(options.grpc->host, options.grpc->port, context_, keys_));
     return absl::OkStatus();
   }
 
@@ -74,8 +75,8 @@ class PublicServer::Impl {
   std::unique_ptr<GrpcServer> grpc_;  // null if not asked for
 };
 
-absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(const PublicServerOptions& options,
-                                                                  const PublicServerParts& parts) {
+absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(
+    const PublicServerOptions& options, const PublicServerParts& parts) {
   auto impl = std::make_unique<Impl>(options, parts);
   RETURN_IF_ERROR(impl->Start(options));
   return std::unique_ptr<PublicServer>(new PublicServer(std::move(impl)));
@@ -83,8 +84,14 @@ absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::Start(const PublicSe
 
 PublicServer::PublicServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 PublicServer::~PublicServer() = default;
-int32_t PublicServer::bound_port() const { return impl_->http_port(); }
-int32_t PublicServer::bound_grpc_port() const { return impl_->grpc_port(); }
-void PublicServer::Stop(absl::Time deadline) { impl_->Stop(deadline); }
+int32_t PublicServer::bound_port() const {
+  return impl_->http_port();
+}
+int32_t PublicServer::bound_grpc_port() const {
+  return impl_->grpc_port();
+}
+void PublicServer::Stop(absl::Time deadline) {
+  impl_->Stop(deadline);
+}
 
 }  // namespace polyreme::api

@@ -22,9 +22,9 @@ struct GrpcOptions {
 struct PublicServerOptions {
   HttpServerOptions http;
   std::optional<GrpcOptions> grpc;
-  std::vector<std::string> api_keys;     // none: open, which only a loopback address should be
+  std::vector<std::string> api_keys;  // none: open, which only a loopback address should be
   int32_t num_tokenizer_threads = 2;
-  int32_t max_waiting_to_tokenize = 256; // one more is answered 429
+  int32_t max_waiting_to_tokenize = 256;  // one more is answered 429
 };
 
 // Borrowed by the server and outliving it, but for the model's description, which is copied.
@@ -39,7 +39,8 @@ struct PublicServerParts {
 
 class PublicServer {
  public:
-  // Serves when it returns. Unavailable if a port is in use, InvalidArgument for an address that is not ours.
+  // Serves when it returns. Unavailable if a port is in use, InvalidArgument for an address that is
+  // not ours.
   static absl::StatusOr<std::unique_ptr<PublicServer>> Start(const PublicServerOptions& options,
                                                              const PublicServerParts& parts);
   ~PublicServer();  // as Stop without patience

@@ -36,12 +36,23 @@ std::string EscapeHtml(std::string_view text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += c;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -49,7 +60,8 @@ std::string EscapeHtml(std::string_view text) {
 
 void Fill(std::string& page, std::string_view place, std::string_view value) {
   const std::string escaped = EscapeHtml(value);
-  for (size_t at = page.find(place); at != std::string::npos; at = page.find(place, at + escaped.size())) {
+  for (size_t at = page.find(place); at != std::string::npos;
+       at = page.find(place, at + escaped.size())) {
     page.replace(at, place.size(), escaped);
   }
 }
@@ -75,11 +87,12 @@ HttpResponse Page(const ApiContext& context, const HttpRequest& request) {
 HttpResponse Health(const ApiContext& context, const HttpRequest&) {
   const engine::EngineHealth health = context.backend.health();
   if (!health.serving) return ErrorResponse(503, health.reason);
-  return {.body = Json::MakeObject({{"status", "ok"},
-                                    {"num_running", health.num_running},
-                                    {"num_waiting", health.num_waiting},
-                                    {"steps_committed", health.steps_committed},
-                                    {"seconds_since_progress", absl::ToDoubleSeconds(health.since_progress)}})
+  return {.body = Json::MakeObject(
+                      {{"status", "ok"},
+                       {"num_running", health.num_running},
+                       {"num_waiting", health.num_waiting},
+                       {"steps_committed", health.steps_committed},
+                       {"seconds_since_progress", absl::ToDoubleSeconds(health.since_progress)}})
                       .Dump()};
 }
 
@@ -89,11 +102,13 @@ HttpResponse Version(const ApiContext& context, const HttpRequest&) {
 
 HttpResponse Load(const ApiContext& context, const HttpRequest&) {
   const engine::EngineHealth health = context.backend.health();
-  return {.body = Json::MakeObject({{"server_load", health.num_running + health.num_waiting}}).Dump()};
+  return {.body =
+              Json::MakeObject({{"server_load", health.num_running + health.num_waiting}}).Dump()};
 }
 
 HttpResponse MetricsText(const ApiContext& context, const HttpRequest&) {
-  return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = context.metrics.Render()};
+  return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
+          .body = context.metrics.Render()};
 }
 
 Route Answers(const ApiContext& context, std::string path, Access access,

@@ -8,7 +8,8 @@
 
 namespace polyreme::api {
 
-// `context` outlives the routes. /health and /ping need no key: 200 while steps make progress, else 503 with the reason.
+// `context` outlives the routes. /health and /ping need no key: 200 while steps make progress, else
+// 503 with the reason.
 std::vector<Route> StatusRoutes(const ApiContext& context);
 
 }  // namespace polyreme::api

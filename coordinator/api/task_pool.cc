@@ -18,7 +18,9 @@ TaskPool::TaskPool(int32_t num_threads, int32_t max_queued)
   }
 }
 
-TaskPool::~TaskPool() { Stop(); }
+TaskPool::~TaskPool() {
+  Stop();
+}
 
 void TaskPool::Stop() {
   queue_.Close(Cancelled("the server has stopped"));

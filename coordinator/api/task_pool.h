@@ -1,4 +1,5 @@
-// A few threads and a bounded queue for what must not hold up a socket: parsing and tokenizing requests.
+// A few threads and a bounded queue for what must not hold up a socket: parsing and tokenizing
+// requests.
 #pragma once
 
 #include <cstdint>

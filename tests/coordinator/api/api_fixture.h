@@ -1,4 +1,5 @@
-// A whole public server on a free port of this host, over an engine that a test scripts piece by piece.
+// A whole public server on a free port of this host, over an engine that a test scripts piece by
+// piece.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -28,7 +29,8 @@ class ScriptedBackend final : public GenerationBackend {
     std::shared_ptr<engine::TokenStream> stream;
   };
 
-  absl::StatusOr<std::shared_ptr<engine::TokenStream>> Submit(engine::GenerateRequest request) override {
+  absl::StatusOr<std::shared_ptr<engine::TokenStream>> Submit(
+      engine::GenerateRequest request) override {
     if (!refusal.ok()) return refusal;
     auto stream = std::make_shared<engine::TokenStream>(
         limits::kTokenStreamCapacity, [this] { cancelled_.TryPush(1).IgnoreError(); });
@@ -44,7 +46,9 @@ class ScriptedBackend final : public GenerationBackend {
     health_ = std::move(health);
   }
   void SetServing(bool is_serving, std::string reason = "") {
-    SetHealth({.serving = is_serving, .reason = std::move(reason), .since_progress = absl::ZeroDuration()});
+    SetHealth({.serving = is_serving,
+               .reason = std::move(reason),
+               .since_progress = absl::ZeroDuration()});
   }
 
   Submitted Next() {
@@ -55,13 +59,14 @@ class ScriptedBackend final : public GenerationBackend {
   bool HasNone() const { return submitted_.size() == 0; }
   bool WaitUntilCancelled() { return cancelled_.Pop(MonotonicNow() + absl::Seconds(10)).ok(); }
 
-  absl::Status refusal;              // set before requests come
+  absl::Status refusal;  // set before requests come
 
  private:
   BoundedQueue<Submitted> submitted_{1024};
   BoundedQueue<int> cancelled_{1024};
   mutable std::mutex mutex_;
-  engine::EngineHealth health_{.serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
+  engine::EngineHealth health_{
+      .serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
 };
 
 inline constexpr std::string_view kTestTemplate =
@@ -84,15 +89,21 @@ inline ModelInfo TestModel() {
 
 class ApiTest : public ::testing::Test {
  protected:
-  ApiTest() : tokenizer_(text::LoadOrDie(text::TinyTokenizerJson())), metrics_("tiny", engine::Metrics::Names::kOwn) {
+  ApiTest()
+      : tokenizer_(text::LoadOrDie(text::TinyTokenizerJson())),
+        metrics_("tiny", engine::Metrics::Names::kOwn) {
     absl::StatusOr<text::ChatTemplate> chat = text::ChatTemplate::Parse(kTestTemplate, {});
     CHECK(chat.ok(), "{}", Message(chat.status()));
     chat_ = *std::move(chat);
   }
 
   void Start(PublicServerOptions options = {}) {
-    const PublicServerParts parts{.backend = backend_, .tokenizer = *tokenizer_, .chat_template = &*chat_,
-                                  .model = TestModel(), .metrics = metrics_, .clock = clock_};
+    const PublicServerParts parts{.backend = backend_,
+                                  .tokenizer = *tokenizer_,
+                                  .chat_template = &*chat_,
+                                  .model = TestModel(),
+                                  .metrics = metrics_,
+                                  .clock = clock_};
     absl::StatusOr<std::unique_ptr<PublicServer>> server = PublicServer::Start(options, parts);
     CHECK(server.ok(), "{}", Message(server.status()));
     server_ = *std::move(server);
@@ -133,7 +144,8 @@ inline const Json& Member(const Json& json, std::string_view path) {
 }
 
 // One token per byte, as the tiny tokenizer has them.
-inline engine::OutputPiece Piece(std::string_view text, engine::FinishReason finish = engine::FinishReason::kNone) {
+inline engine::OutputPiece Piece(std::string_view text,
+                                 engine::FinishReason finish = engine::FinishReason::kNone) {
   engine::OutputPiece piece;
   piece.text = text;
   for (const char c : text) piece.tokens.push_back(static_cast<unsigned char>(c));
@@ -141,7 +153,8 @@ inline engine::OutputPiece Piece(std::string_view text, engine::FinishReason fin
   return piece;
 }
 
-inline engine::TokenScore Score(TokenId token, float logprob, std::vector<step::TokenLogprob> top = {}) {
+inline engine::TokenScore Score(TokenId token, float logprob,
+                                std::vector<step::TokenLogprob> top = {}) {
   return {.token = token, .logprob = logprob, .rank = 1, .top = std::move(top)};
 }
 

@@ -12,9 +12,11 @@ class CompletionsTest : public ApiTest {};
 TEST_F(CompletionsTest, AnswersWithTextUsageAndReason) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"model":"tiny","prompt":"hi","max_tokens":9,"temperature":0.5,
+  client.Send(PostJson("/v1/completions",
+                       R"({"model":"tiny","prompt":"hi","max_tokens":9,"temperature":0.5,
       "top_p":0.9,"top_k":3,"seed":-1,"stop":"x","stop_token_ids":[7],"logit_bias":{"65":-1.5},"n":1.0,
-      "presence_penalty":1,"user":"me","unheard_of":{"a":[1]}})", "X-Request-Id: r-1\r\n"));
+      "presence_penalty":1,"user":"me","unheard_of":{"a":[1]}})",
+                       "X-Request-Id: r-1\r\n"));
   auto [request, stream] = backend_.Next();
   EXPECT_EQ(request.request_id, "r-1");
   EXPECT_EQ(request.prompt, (std::vector<TokenId>{'h', 'i'}));
@@ -58,32 +60,44 @@ TEST_F(CompletionsTest, AnswersWithTextUsageAndReason) {
 TEST_F(CompletionsTest, StreamsEventsAndUsageInTheEnd) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":[104,105],"stream":true,"stream_options":{"include_usage":true}})",
-                       "X-Request-Id: r\r\n"));
+  client.Send(
+      PostJson("/v1/completions",
+               R"({"prompt":[104,105],"stream":true,"stream_options":{"include_usage":true}})",
+               "X-Request-Id: r\r\n"));
   auto [request, stream] = backend_.Next();
   EXPECT_EQ(request.max_tokens, 16);
   stream->Push(Piece("a\nb\r\n\"\xc3\xa9"));
-  EXPECT_NE(client.ReadUntil("\n\n").find("a\\nb\\r\\n"), std::string::npos);  // before the rest is there
-  stream->Push(Piece(""));  // tokens held back give no event
+  EXPECT_NE(client.ReadUntil("\n\n").find("a\\nb\\r\\n"),
+            std::string::npos);  // before the rest is there
+  stream->Push(Piece(""));       // tokens held back give no event
   stream->Push(Piece("c", FinishReason::kLength));
   stream->Close(absl::OkStatus());
   const auto response = client.Read();
   ASSERT_TRUE(response.has_value());
   EXPECT_EQ(response->Header("content-type"), "text/event-stream; charset=utf-8");
   const std::string created = response->body.substr(response->body.find("\"created\":") + 10, 10);
-  const std::string head = R"(data: {"id":"cmpl-r","object":"text_completion","created":)" + created +
+  const std::string head = R"(data: {"id":"cmpl-r","object":"text_completion","created":)" +
+                           created +
                            R"(,"model":"tiny","system_fingerprint":"polyreme-test","choices":[)";
-  EXPECT_EQ(response->body,
-            head + R"({"index":0,"text":"a\nb\r\n\"é","logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null})" "\n\n" +
-            head + R"({"index":0,"text":"c","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null})" "\n\n" +
-            head + R"(],"usage":{"prompt_tokens":2,"total_tokens":11,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":0}}})" "\n\n" +
-            "data: [DONE]\n\n");
+  EXPECT_EQ(
+      response->body,
+      head +
+          R"({"index":0,"text":"a\nb\r\n\"é","logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null})"
+          "\n\n" +
+          head +
+          R"({"index":0,"text":"c","logprobs":null,"finish_reason":"length","stop_reason":null}],"usage":null})"
+          "\n\n" +
+          head +
+          R"(],"usage":{"prompt_tokens":2,"total_tokens":11,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":0}}})"
+          "\n\n" +
+          "data: [DONE]\n\n");
 }
 
 TEST_F(CompletionsTest, SendsUsageInEachChunkIfAsked) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":"hi","stream":true,"max_tokens":4,"ignore_eos":true,"stop":null,
+  client.Send(PostJson("/v1/completions",
+                       R"({"prompt":"hi","stream":true,"max_tokens":4,"ignore_eos":true,"stop":null,
       "stream_options":{"include_usage":true,"continuous_usage_stats":true}})"));
   auto [request, stream] = backend_.Next();
   EXPECT_TRUE(request.ignore_eos);
@@ -107,8 +121,9 @@ TEST_F(CompletionsTest, NumbersTheChoicesOfSeveralPrompts) {
   EXPECT_EQ(second.request.prompt, std::vector<TokenId>{98});
   for (auto* one : {&second, &first}) {
     for (const int choice : {1, 0}) {
-      engine::OutputPiece piece = Piece(std::string(1, static_cast<char>(one->request.prompt[0])) + std::to_string(choice),
-                                        FinishReason::kStop);
+      engine::OutputPiece piece =
+          Piece(std::string(1, static_cast<char>(one->request.prompt[0])) + std::to_string(choice),
+                FinishReason::kStop);
       piece.choice = choice;
       one->stream->Push(std::move(piece));
     }
@@ -128,13 +143,15 @@ TEST_F(CompletionsTest, NumbersTheChoicesOfSeveralPrompts) {
 TEST_F(CompletionsTest, ScoresAnEchoedPromptAsEvaluationToolsAsk) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":"héj","echo":true,"logprobs":1,"max_tokens":0})"));
+  client.Send(
+      PostJson("/v1/completions", R"({"prompt":"héj","echo":true,"logprobs":1,"max_tokens":0})"));
   auto [request, stream] = backend_.Next();
   ASSERT_EQ(request.prompt.size(), 4u);  // h, two halves of é, j
   EXPECT_EQ(request.max_tokens, 0);
   EXPECT_EQ(request.prompt_logprobs, 1);
   engine::OutputPiece piece = Piece("", FinishReason::kLength);
-  piece.prompt_scores = {Score(0xC3, -1.0f, {{'x', -0.5f}}), Score(0xA9, -2.0f, {{0xA9, -2.0f}}), Score('j', -3.0f, {{'k', -0.25f}})};
+  piece.prompt_scores = {Score(0xC3, -1.0f, {{'x', -0.5f}}), Score(0xA9, -2.0f, {{0xA9, -2.0f}}),
+                         Score('j', -3.0f, {{'k', -0.25f}})};
   stream->Push(std::move(piece));
   stream->Close(absl::OkStatus());
   const auto [code, body] = Parsed(client.Read());
@@ -153,12 +170,15 @@ TEST_F(CompletionsTest, ScoresAnEchoedPromptAsEvaluationToolsAsk) {
 TEST_F(CompletionsTest, GivesLogprobsOfDrawnTokens) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":"p","logprobs":2,"return_tokens_as_token_ids":true,"return_token_ids":true})"));
+  client.Send(PostJson(
+      "/v1/completions",
+      R"({"prompt":"p","logprobs":2,"return_tokens_as_token_ids":true,"return_token_ids":true})"));
   auto [request, stream] = backend_.Next();
   EXPECT_EQ(request.logprobs, 2);
   EXPECT_EQ(request.prompt_logprobs, -1);
   engine::OutputPiece piece = Piece("ab", FinishReason::kStop);
-  piece.scores = {Score('a', -0.5f, {{'a', -0.5f}, {'b', -1.5f}}), Score('b', -4.0f, {{'a', -0.5f}, {'c', -1.5f}})};
+  piece.scores = {Score('a', -0.5f, {{'a', -0.5f}, {'b', -1.5f}}),
+                  Score('b', -4.0f, {{'a', -0.5f}, {'c', -1.5f}})};
   piece.stop_token = 7;
   stream->Push(std::move(piece));
   stream->Close(absl::OkStatus());
@@ -174,17 +194,20 @@ TEST_F(CompletionsTest, GivesLogprobsOfDrawnTokens) {
 TEST_F(CompletionsTest, GivesPromptLogprobsAsVllmDoes) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":"ab c","prompt_logprobs":1,"max_tokens":1})"));
+  client.Send(
+      PostJson("/v1/completions", R"({"prompt":"ab c","prompt_logprobs":1,"max_tokens":1})"));
   auto [request, stream] = backend_.Next();
   EXPECT_EQ(request.prompt_logprobs, 1);
   engine::OutputPiece piece = Piece("d", FinishReason::kLength);
-  piece.prompt_scores = {{.token = ' ', .logprob = -1.0f, .rank = 3, .top = {{'x', -0.5f}}}, Score('c', -0.5f, {{'c', -0.5f}})};
+  piece.prompt_scores = {{.token = ' ', .logprob = -1.0f, .rank = 3, .top = {{'x', -0.5f}}},
+                         Score('c', -0.5f, {{'c', -0.5f}})};
   stream->Push(std::move(piece));
   stream->Close(absl::OkStatus());
   const auto [code, body] = Parsed(client.Read());
-  EXPECT_EQ(Member(body, "choices.0.prompt_logprobs").Dump(),
-            R"([null,{"32":{"logprob":-1.0,"rank":3,"decoded_token":" "},"120":{"logprob":-0.5,"rank":1,"decoded_token":"x"}},)"
-            R"({"99":{"logprob":-0.5,"rank":1,"decoded_token":"c"}}])");
+  EXPECT_EQ(
+      Member(body, "choices.0.prompt_logprobs").Dump(),
+      R"([null,{"32":{"logprob":-1.0,"rank":3,"decoded_token":" "},"120":{"logprob":-0.5,"rank":1,"decoded_token":"x"}},)"
+      R"({"99":{"logprob":-0.5,"rank":1,"decoded_token":"c"}}])");
 }
 
 TEST_F(CompletionsTest, RecognisesSpecialTokensInAPrompt) {
@@ -209,9 +232,8 @@ struct BadField {
   int32_t code = 400;
 };
 
-TEST_F(CompletionsTest, NamesTheFieldTheExpectationAndTheValue) {
-  Start();
-  const std::vector<BadField> cases = {
+std::vector<BadField> BadSampling() {
+  return {
       {R"({"prompt":"a","n":"two"})", "n", "expected an integer of 32 bits, got \"two\""},
       {R"({"prompt":"a","n":1.5})", "n", "got 1.5"},
       {R"({"prompt":"a","n":true})", "n", "got true"},
@@ -232,21 +254,34 @@ TEST_F(CompletionsTest, NamesTheFieldTheExpectationAndTheValue) {
       {R"({"prompt":"a","stop":[""]})", "stop[0]", "got 0"},
       {R"({"prompt":"a","stop":[1]})", "stop[0]", "expected a string, got 1"},
       {R"({"prompt":"a","stop":{}})", "stop", "got an object"},
-      {R"({"prompt":"a","stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]})", "stop", "got 17"},
+      {R"({"prompt":"a","stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]})",
+       "stop", "got 17"},
       {R"({"prompt":"a","logit_bias":{"262":1}})", "logit_bias", "got 262"},
       {R"({"prompt":"a","logit_bias":{"x":1}})", "logit_bias", "\"x\""},
       {R"({"prompt":"a","logit_bias":[1]})", "logit_bias", "got an array"},
       {R"({"prompt":"a","seed":1.5})", "seed", "got 1.5"},
+  };
+}
+
+std::vector<BadField> BadOptions() {
+  return {
       {R"({"prompt":"a","best_of":2})", "best_of", "expected it to equal n (1), got 2"},
       {R"({"prompt":"a","suffix":"z"})", "suffix", "got \"z\""},
       {R"({"prompt":"a","use_beam_search":true})", "use_beam_search", "does not support"},
       {R"({"prompt":"a","guided_json":{"type":"object"}})", "guided_json", "does not support"},
-      {R"({"prompt":"a","response_format":{"type":"json_object"}})", "response_format", "does not support"},
+      {R"({"prompt":"a","response_format":{"type":"json_object"}})", "response_format",
+       "does not support"},
       {R"({"prompt":"a","stream":true,"prompt_logprobs":1})", "prompt_logprobs", "without stream"},
       {R"({"prompt":"a","stream_options":{}})", "stream_options", "together with stream"},
-      {R"({"prompt":"a","stream":true,"stream_options":{"include_usage":1}})", "stream_options.include_usage", "got 1"},
+      {R"({"prompt":"a","stream":true,"stream_options":{"include_usage":1}})",
+       "stream_options.include_usage", "got 1"},
       {R"({"prompt":"a","stream":"yes"})", "stream", "expected true or false, got \"yes\""},
       {R"({"prompt":"a","model":"gpt-4"})", "model", "expected 'tiny', got \"gpt-4\"", 404},
+  };
+}
+
+std::vector<BadField> BadPrompts() {
+  return {
       {R"({"model":"tiny"})", "prompt", "got null"},
       {R"({"prompt":""})", "prompt", "got none"},
       {R"({"prompt":[]})", "prompt", "got an array"},
@@ -268,16 +303,25 @@ TEST_F(CompletionsTest, NamesTheFieldTheExpectationAndTheValue) {
       {"", "body", ""},
       {std::string(100000, '['), "body", ""},
   };
+}
+
+TEST_F(CompletionsTest, NamesTheFieldTheExpectationAndTheValue) {
+  Start();
+  std::vector<BadField> cases = BadSampling();
+  for (const auto& more : {BadOptions(), BadPrompts()})
+    cases.insert(cases.end(), more.begin(), more.end());
   for (const BadField& bad : cases) {
     const std::string name = bad.body.substr(0, 80);
     const auto [code, body] = Post("/v1/completions", bad.body);
     EXPECT_EQ(code, bad.code) << name;
     const Json& error = Member(body, "error");
-    EXPECT_EQ(Member(error, "param"), bad.param.empty() ? Json() : Json(bad.param)) << name << error.Dump();
+    EXPECT_EQ(Member(error, "param"), bad.param.empty() ? Json() : Json(bad.param))
+        << name << error.Dump();
     EXPECT_NE(Member(error, "message").as_string().find(bad.expected), std::string::npos)
         << name << ": " << error.Dump();
     EXPECT_EQ(Member(error, "code"), Json(bad.code)) << name;
-    EXPECT_EQ(Member(error, "type"), Json(bad.code == 404 ? "NotFoundError" : "BadRequestError")) << name;
+    EXPECT_EQ(Member(error, "type"), Json(bad.code == 404 ? "NotFoundError" : "BadRequestError"))
+        << name;
   }
   EXPECT_TRUE(backend_.HasNone());
 }
@@ -290,7 +334,8 @@ TEST_F(CompletionsTest, RefusesAtOnceWhenTheEngineIsFullOrEnding) {
   EXPECT_EQ(full.Header("retry-after"), "1");
   EXPECT_EQ(Member(Parsed(full).second, "error.type"), Json("RateLimitError"));
   backend_.refusal = Unavailable("the server is draining");
-  const auto draining = Exchange(port_, PostJson("/v1/completions", R"({"prompt":"a","stream":true})"));
+  const auto draining =
+      Exchange(port_, PostJson("/v1/completions", R"({"prompt":"a","stream":true})"));
   EXPECT_EQ(draining.code, 503);
   EXPECT_EQ(draining.Header("content-type"), "application/json");
 }
@@ -318,8 +363,11 @@ TEST_F(CompletionsTest, EndsAStreamThatFailsWithAnErrorEvent) {
   client.ReadUntil("\n\n");
   stream->Close(Unavailable("rank 3 was lost"));
   const std::string body = client.Read()->body;
-  EXPECT_NE(body.find(R"(data: {"error":{"message":"rank 3 was lost","type":"ServiceUnavailableError","param":null,"code":503}})"),
-            std::string::npos) << body;
+  EXPECT_NE(
+      body.find(
+          R"(data: {"error":{"message":"rank 3 was lost","type":"ServiceUnavailableError","param":null,"code":503}})"),
+      std::string::npos)
+      << body;
   EXPECT_TRUE(body.ends_with("data: [DONE]\n\n"));
 }
 
@@ -348,15 +396,20 @@ TEST_F(CompletionsTest, TellsTheErrorOfOneChoiceWithoutEndingTheOthers) {
   stream->Push(std::move(good));
   stream->Close(absl::OkStatus());
   const std::string body = client.Read()->body;
-  EXPECT_NE(body.find(R"({"error":{"message":"logits are not finite","type":"InternalServerError","param":null,"code":500}})"),
-            std::string::npos);
+  EXPECT_NE(
+      body.find(
+          R"({"error":{"message":"logits are not finite","type":"InternalServerError","param":null,"code":500}})"),
+      std::string::npos);
   EXPECT_NE(body.find(R"("index":1,"text":"fine")"), std::string::npos);
 }
 
 TEST_F(CompletionsTest, TakesPromptsOfManyForms) {
   Start();
-  for (const auto& [body, prompts] : std::vector<std::pair<std::string, size_t>>{
-           {R"({"prompt":"ab"})", 1}, {R"({"prompt":[1,2]})", 1}, {R"({"prompt":["a","b","c"]})", 3}, {R"({"prompt":[[1],[2]]})", 2}}) {
+  for (const auto& [body, prompts] :
+       std::vector<std::pair<std::string, size_t>>{{R"({"prompt":"ab"})", 1},
+                                                   {R"({"prompt":[1,2]})", 1},
+                                                   {R"({"prompt":["a","b","c"]})", 3},
+                                                   {R"({"prompt":[[1],[2]]})", 2}}) {
     RawClient client(port_);
     client.Send(PostJson("/v1/completions", body));
     for (size_t i = 0; i < prompts; ++i) {
@@ -374,7 +427,8 @@ TEST_F(CompletionsTest, HoldsBackForAClientThatReadsSlowly) {
   RawClient client(port_);
   client.Send(PostJson("/v1/completions", R"({"prompt":"a","stream":true})"));
   auto [request, stream] = backend_.Next();
-  // Far more than sockets and the server's own bound take: pieces stay in their stream until it is full.
+  // Far more than sockets and the server's own bound take: pieces stay in their stream until it is
+  // full.
   const std::string text(32 << 10, 'x');
   int pushed = 0;
   engine::OutputPiece piece;

@@ -27,7 +27,7 @@ class GrpcTest : public ApiTest {
   // A context whose call fails rather than hangs.
   static std::unique_ptr<grpc::ClientContext> Context(const std::string& key = "") {
     auto context = std::make_unique<grpc::ClientContext>();
-    context->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    context->set_deadline(absl::ToChronoTime(MonotonicNow() + absl::Seconds(20)));
     if (!key.empty()) context->AddMetadata("authorization", "Bearer " + key);
     return context;
   }
@@ -130,7 +130,8 @@ TEST_F(GrpcTest, RendersChatsWhoseContentForgesNoTurn) {
 
 TEST_F(GrpcTest, RefusesWhatHttpRefuses) {
   StartGrpc();
-  EXPECT_EQ(Refusal(v1::GenerateRequest()).error_message(), "prompt: expected text, tokens or chat, got none");
+  EXPECT_EQ(Refusal(v1::GenerateRequest()).error_message(),
+            "prompt: expected text, tokens or chat, got none");
   v1::GenerateRequest request = TextRequest("a");
   request.set_n(9);
   EXPECT_EQ(Refusal(request).error_message(), "n: expected 1 to 8, got 9");
@@ -142,8 +143,10 @@ TEST_F(GrpcTest, RefusesWhatHttpRefuses) {
   EXPECT_EQ(Refusal(request).error_code(), grpc::StatusCode::NOT_FOUND);
   request = v1::GenerateRequest();
   request.mutable_prompt()->mutable_tokens()->add_ids(262);
-  EXPECT_EQ(Refusal(request).error_message(), "prompt[0]: expected a token id from 0 to 261, got 262");
-  EXPECT_EQ(Refusal(TextRequest(std::string(33 << 20, 'a'))).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Refusal(request).error_message(),
+            "prompt[0]: expected a token id from 0 to 261, got 262");
+  EXPECT_EQ(Refusal(TextRequest(std::string(33 << 20, 'a'))).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_TRUE(backend_.HasNone());
   backend_.refusal = ResourceExhausted("full");
   EXPECT_EQ(Refusal(TextRequest("a")).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
@@ -162,7 +165,7 @@ TEST_F(GrpcTest, CancelsWhatAClientCancels) {
 TEST_F(GrpcTest, CancelsAtTheDeadline) {
   StartGrpc();
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+  context.set_deadline(absl::ToChronoTime(MonotonicNow() + absl::Milliseconds(300)));
   auto reader = stub_->Generate(&context, TextRequest("a"));
   backend_.Next();
   EXPECT_TRUE(backend_.WaitUntilCancelled());
@@ -203,10 +206,12 @@ TEST_F(GrpcTest, AsksForAKeyOnEachCallButHealth) {
   StartGrpc(options);
   EXPECT_EQ(Refusal(TextRequest("a")).error_code(), grpc::StatusCode::UNAUTHENTICATED);
   v1::ModelsReply models;
-  EXPECT_EQ(stub_->Models(Context().get(), {}, &models).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(stub_->Models(Context().get(), {}, &models).error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(models.models_size(), 0);
   v1::TokenizeReply tokens;
-  EXPECT_EQ(stub_->Tokenize(Context("wrong").get(), {}, &tokens).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(stub_->Tokenize(Context("wrong").get(), {}, &tokens).error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_TRUE(stub_->Models(Context("secret").get(), {}, &models).ok());
   health::HealthCheckResponse response;
   EXPECT_TRUE(health::Health::NewStub(channel_)->Check(Context().get(), {}, &response).ok());
@@ -222,7 +227,8 @@ TEST_F(GrpcTest, TellsHealthNowAndWhenItChanges) {
   named.set_service("polyreme.v1.Generation");
   ASSERT_TRUE(stub->Check(Context().get(), named, &response).ok());
   named.set_service("other");
-  EXPECT_EQ(stub->Check(Context().get(), named, &response).error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(stub->Check(Context().get(), named, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
 
   auto context = Context();
   auto watch = stub->Watch(context.get(), {});
@@ -239,7 +245,8 @@ TEST_F(GrpcTest, ReflectsItsServices) {
   grpc::GenericStub generic(channel_);
   grpc::CompletionQueue queue;
   auto context = Context();
-  auto call = generic.PrepareCall(context.get(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  auto call = generic.PrepareCall(
+      context.get(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
   const auto wait = [&queue] {
     void* tag = nullptr;
     bool ok = false;
@@ -269,8 +276,11 @@ TEST_F(GrpcTest, RefusesAPortInUse) {
   StartGrpc();
   PublicServerOptions options;
   options.grpc = GrpcOptions{.port = server_->bound_grpc_port()};
-  const PublicServerParts parts{.backend = backend_, .tokenizer = *tokenizer_, .model = TestModel(),
-                                .metrics = metrics_, .clock = clock_};
+  const PublicServerParts parts{.backend = backend_,
+                                .tokenizer = *tokenizer_,
+                                .model = TestModel(),
+                                .metrics = metrics_,
+                                .clock = clock_};
   const auto second = PublicServer::Start(options, parts);
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);

@@ -23,7 +23,8 @@ HttpParser Parse(std::string_view bytes, size_t piece_bytes,
 
 TEST(HttpParser, ReadsARequestHoweverItsBytesAreCut) {
   const std::string bytes =
-      "POST /v1/completions?x=1 HTTP/1.1\r\nHost: a:80\r\nContent-Length:  4 \r\nX-A:\tb\r\n\r\nbody";
+      "POST /v1/completions?x=1 HTTP/1.1\r\nHost: a:80\r\nContent-Length:  4 "
+      "\r\nX-A:\tb\r\n\r\nbody";
   for (size_t piece = 1; piece <= bytes.size(); ++piece) {
     HttpParser parser = Parse(bytes, piece);
     ASSERT_EQ(parser.state(), State::kDone) << piece << " " << parser.failure().message;
@@ -38,7 +39,8 @@ TEST(HttpParser, ReadsARequestHoweverItsBytesAreCut) {
 
 TEST(HttpParser, ReadsChunksHoweverTheirBytesAreCut) {
   const std::string bytes =
-      "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\n";
+      "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: "
+      "Chunked\r\n\r\n3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\n";
   for (size_t piece = 1; piece <= bytes.size(); ++piece) {
     HttpParser parser = Parse(bytes, piece);
     ASSERT_EQ(parser.state(), State::kDone) << piece << " " << parser.failure().message;
@@ -65,7 +67,9 @@ TEST(HttpParser, AcceptsAnAbsoluteTargetOfItsOwnHost) {
 
 TEST(HttpParser, ClosesBehindHttp10AndConnectionClose) {
   EXPECT_FALSE(Parse("GET / HTTP/1.0\r\n\r\n", 1000).request().keeps_alive);
-  EXPECT_FALSE(Parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: x , Close\r\n\r\n", 1000).request().keeps_alive);
+  EXPECT_FALSE(Parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: x , Close\r\n\r\n", 1000)
+                   .request()
+                   .keeps_alive);
 }
 
 struct Trick {
@@ -74,67 +78,84 @@ struct Trick {
   int32_t code = 400;
 };
 
-std::vector<Trick> Tricks() {
-  const std::string get = "GET / HTTP/1.1\r\nHost: a\r\n";
-  const std::string post = "POST / HTTP/1.1\r\nHost: a\r\n";
-  const std::string chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
+const std::string kGet = "GET / HTTP/1.1\r\nHost: a\r\n";
+const std::string kPost = "POST / HTTP/1.1\r\nHost: a\r\n";
+const std::string kChunked = kPost + "Transfer-Encoding: chunked\r\n\r\n";
+
+std::vector<Trick> LengthTricks() {
   return {
-      {"CL then TE", post + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-      {"TE then CL", post + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"},
-      {"two equal lengths", post + "Content-Length: 1\r\nContent-Length: 1\r\n\r\na"},
-      {"two different lengths", post + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"},
-      {"list of lengths", post + "Content-Length: 1, 1\r\n\r\na"},
-      {"signed length", post + "Content-Length: +1\r\n\r\na"},
-      {"negative length", post + "Content-Length: -1\r\n\r\na"},
-      {"hexadecimal length", post + "Content-Length: 0x1\r\n\r\na"},
-      {"underscored length", post + "Content-Length: 1_0\r\n\r\n0123456789"},
-      {"empty length", post + "Content-Length:\r\n\r\n"},
-      {"length with a letter", post + "Content-Length: 1a\r\n\r\na"},
-      {"length beyond int64", post + "Content-Length: 99999999999999999999\r\n\r\n", 413},
-      {"length beyond the bound", post + "Content-Length: 999999999\r\n\r\n", 413},
-      {"identity coding", post + "Transfer-Encoding: identity\r\n\r\n"},
-      {"chunked, then more", post + "Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"},
-      {"gzip, chunked", post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"},
-      {"chunked twice in a list", post + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"},
-      {"chunked in two headers", post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-      {"chunked with vertical tab", post + "Transfer-Encoding: \vchunked\r\n\r\n0\r\n\r\n"},
-      {"quoted chunked", post + "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n"},
-      {"xchunked", post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"},
-      {"empty coding", post + "Transfer-Encoding:\r\n\r\n"},
+      {"CL then TE", kPost + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+      {"TE then CL", kPost + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"},
+      {"two equal lengths", kPost + "Content-Length: 1\r\nContent-Length: 1\r\n\r\na"},
+      {"two different lengths", kPost + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"},
+      {"list of lengths", kPost + "Content-Length: 1, 1\r\n\r\na"},
+      {"signed length", kPost + "Content-Length: +1\r\n\r\na"},
+      {"negative length", kPost + "Content-Length: -1\r\n\r\na"},
+      {"hexadecimal length", kPost + "Content-Length: 0x1\r\n\r\na"},
+      {"underscored length", kPost + "Content-Length: 1_0\r\n\r\n0123456789"},
+      {"empty length", kPost + "Content-Length:\r\n\r\n"},
+      {"length with a letter", kPost + "Content-Length: 1a\r\n\r\na"},
+      {"length beyond int64", kPost + "Content-Length: 99999999999999999999\r\n\r\n", 413},
+      {"length beyond the bound", kPost + "Content-Length: 999999999\r\n\r\n", 413},
+      {"identity coding", kPost + "Transfer-Encoding: identity\r\n\r\n"},
+      {"chunked, then more", kPost + "Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"},
+      {"gzip, chunked", kPost + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"},
+      {"chunked twice in a list", kPost + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"},
+      {"chunked in two headers",
+       kPost + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+      {"chunked with vertical tab", kPost + "Transfer-Encoding: \vchunked\r\n\r\n0\r\n\r\n"},
+      {"quoted chunked", kPost + "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n"},
+      {"xchunked", kPost + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"},
+      {"empty coding", kPost + "Transfer-Encoding:\r\n\r\n"},
       {"chunked in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
-      {"chunk extension", chunked + "1;a=b\r\na\r\n0\r\n\r\n"},
-      {"chunk extension on the last", chunked + "0;a\r\n\r\n"},
-      {"chunk size 0x", chunked + "0x1\r\na\r\n0\r\n\r\n"},
-      {"chunk size with sign", chunked + "+1\r\na\r\n0\r\n\r\n"},
-      {"chunk size with space", chunked + "1 \r\na\r\n0\r\n\r\n"},
-      {"chunk size with underscore", chunked + "1_0\r\n"},
-      {"empty chunk size", chunked + "\r\n"},
-      {"chunk size that overflows", chunked + "ffffffffffffffff1\r\n"},
-      {"chunk beyond the bound", chunked + "fffffff\r\n", 413},
-      {"chunk longer than told", chunked + "1\r\nab\r\n0\r\n\r\n"},
-      {"chunk with bare LF", chunked + "1\na\r\n0\r\n\r\n"},
-      {"trailer", chunked + "0\r\nX: y\r\n\r\n"},
-      {"framing in a trailer", chunked + "0\r\nContent-Length: 5\r\n\r\n"},
+  };
+}
+
+std::vector<Trick> ChunkTricks() {
+  return {
+      {"chunk extension", kChunked + "1;a=b\r\na\r\n0\r\n\r\n"},
+      {"chunk extension on the last", kChunked + "0;a\r\n\r\n"},
+      {"chunk size 0x", kChunked + "0x1\r\na\r\n0\r\n\r\n"},
+      {"chunk size with sign", kChunked + "+1\r\na\r\n0\r\n\r\n"},
+      {"chunk size with space", kChunked + "1 \r\na\r\n0\r\n\r\n"},
+      {"chunk size with underscore", kChunked + "1_0\r\n"},
+      {"empty chunk size", kChunked + "\r\n"},
+      {"chunk size that overflows", kChunked + "ffffffffffffffff1\r\n"},
+      {"chunk beyond the bound", kChunked + "fffffff\r\n", 413},
+      {"chunk longer than told", kChunked + "1\r\nab\r\n0\r\n\r\n"},
+      {"chunk with bare LF", kChunked + "1\na\r\n0\r\n\r\n"},
+      {"trailer", kChunked + "0\r\nX: y\r\n\r\n"},
+      {"framing in a trailer", kChunked + "0\r\nContent-Length: 5\r\n\r\n"},
+  };
+}
+
+std::vector<Trick> LineTricks() {
+  return {
       {"bare LF lines", "GET / HTTP/1.1\nHost: a\n\n"},
       {"bare LF behind a header", "GET / HTTP/1.1\r\nHost: a\n\r\n"},
-      {"bare CR in a value", get + "X: a\rb\r\n\r\n"},
+      {"bare CR in a value", kGet + "X: a\rb\r\n\r\n"},
       {"bare CR before the target", "GET\r/ HTTP/1.1\r\nHost: a\r\n\r\n"},
-      {"CR CR LF", get + "X: a\r\r\n\r\n"},
-      {"NUL in a value", get + std::string("X: a\0b\r\n\r\n", 10)},
-      {"NUL in a name", get + std::string("X\0: a\r\n\r\n", 9)},
+      {"CR CR LF", kGet + "X: a\r\r\n\r\n"},
+      {"NUL in a value", kGet + std::string("X: a\0b\r\n\r\n", 10)},
+      {"NUL in a name", kGet + std::string("X\0: a\r\n\r\n", 9)},
       {"NUL in the target", std::string("GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", 28)},
-      {"space before the colon", get + "X : a\r\n\r\n"},
-      {"tab before the colon", get + "X\t: a\r\n\r\n"},
-      {"Content-Length with a space", post + "Content-Length : 1\r\n\r\na"},
-      {"empty name", get + ": a\r\n\r\n"},
-      {"no colon", get + "X\r\n\r\n"},
-      {"folded line", get + "X: a\r\n b\r\n\r\n"},
+      {"space before the colon", kGet + "X : a\r\n\r\n"},
+      {"tab before the colon", kGet + "X\t: a\r\n\r\n"},
+      {"Content-Length with a space", kPost + "Content-Length : 1\r\n\r\na"},
+      {"empty name", kGet + ": a\r\n\r\n"},
+      {"no colon", kGet + "X\r\n\r\n"},
+      {"folded line", kGet + "X: a\r\n b\r\n\r\n"},
       {"folded first line", "GET / HTTP/1.1\r\n Host: a\r\n\r\n"},
       {"no Host", "GET / HTTP/1.1\r\n\r\n"},
-      {"two Hosts", get + "Host: a\r\n\r\n"},
+      {"two Hosts", kGet + "Host: a\r\n\r\n"},
       {"empty Host", "GET / HTTP/1.1\r\nHost:\r\n\r\n"},
       {"Host with a path", "GET / HTTP/1.1\r\nHost: a/v1/models?\r\n\r\n"},
       {"Host with an at sign", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"},
+  };
+}
+
+std::vector<Trick> TargetTricks() {
+  return {
       {"absolute target of another host", "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"},
       {"absolute target without host", "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n"},
       {"other scheme", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n"},
@@ -144,7 +165,7 @@ std::vector<Trick> Tricks() {
       {"space in the target", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"},
       {"two spaces", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"},
       {"byte above ASCII in the target", "GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n"},
-      {"leading empty line", "\r\n" + get + "\r\n"},
+      {"leading empty line", "\r\n" + kGet + "\r\n"},
       {"HTTP/0.9", "GET /\r\n"},
       {"HTTP/2", "PRI * HTTP/2.0\r\n\r\n", 505},
       {"HTTP/1.2", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505},
@@ -152,12 +173,26 @@ std::vector<Trick> Tricks() {
       {"HTTP/1.1 with blank", "GET / HTTP/1.1 \r\nHost: a\r\n\r\n"},
       {"method with brackets", "G[T / HTTP/1.1\r\nHost: a\r\n\r\n"},
       {"endless method", std::string(64, 'A') + " / HTTP/1.1\r\nHost: a\r\n\r\n"},
-      {"two Authorizations", get + "Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n"},
-      {"other expectation", post + "Expect: 200-ok\r\nContent-Length: 1\r\n\r\na", 417},
+  };
+}
+
+std::vector<Trick> OtherTricks() {
+  return {
+      {"two Authorizations", kGet + "Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n"},
+      {"other expectation", kPost + "Expect: 200-ok\r\nContent-Length: 1\r\n\r\na", 417},
       {"endless target", "GET /" + std::string(9000, 'a') + " HTTP/1.1\r\nHost: a\r\n\r\n", 414},
-      {"endless header", get + "X: " + std::string(40000, 'a'), 431},
+      {"endless header", kGet + "X: " + std::string(40000, 'a'), 431},
       {"TLS hello", std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", 12)},
   };
+}
+
+std::vector<Trick> Tricks() {
+  std::vector<Trick> all;
+  for (const auto& tricks :
+       {LengthTricks(), ChunkTricks(), LineTricks(), TargetTricks(), OtherTricks()}) {
+    all.insert(all.end(), tricks.begin(), tricks.end());
+  }
+  return all;
 }
 
 TEST(HttpParser, RefusesWhatTwoServersCouldReadDifferentlyHoweverItsBytesAreCut) {

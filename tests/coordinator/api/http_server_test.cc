@@ -17,9 +17,12 @@ struct Arrived {
   std::shared_ptr<HttpResponder> responder;
 };
 
-absl::Time Soon() { return MonotonicNow() + absl::Seconds(10); }
+absl::Time Soon() {
+  return MonotonicNow() + absl::Seconds(10);
+}
 
-// A server whose requests arrive in a queue, to be answered by the test; /no is refused by its head.
+// A server whose requests arrive in a queue, to be answered by the test; /no is refused by its
+// head.
 class HttpServerTest : public ::testing::Test {
  protected:
   void Start(HttpServerOptions options = {}) {
@@ -187,8 +190,10 @@ TEST_F(HttpServerTest, LetsAWaitingClientContinue) {
 TEST_F(HttpServerTest, ClosesBehindAFramingTrick) {
   Start();
   RawClient client(port_);
-  client.Send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" +
-              Get("/smuggled"));
+  client.Send(
+      "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n0\r\n\r\n" +
+      Get("/smuggled"));
   const auto response = client.Read();
   ASSERT_TRUE(response.has_value());
   EXPECT_EQ(response->code, 400);

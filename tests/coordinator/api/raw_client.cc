@@ -39,7 +39,9 @@ RawClient::RawClient(int32_t port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOE
   CHECK(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0, "port {}", port);
 }
 
-RawClient::~RawClient() { Close(); }
+RawClient::~RawClient() {
+  Close();
+}
 
 void RawClient::Close() {
   if (fd_ >= 0) close(fd_);

@@ -13,7 +13,7 @@ namespace polyreme::api {
 struct RawResponse {
   int32_t code = 0;
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
-  std::string body;  // chunks joined
+  std::string body;                                          // chunks joined
 
   std::string Header(std::string_view name) const;  // "" if absent
 };

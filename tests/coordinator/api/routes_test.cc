@@ -27,15 +27,26 @@ TEST_F(RoutesTest, ListsTheModelUnderEachOfItsNames) {
 
 TEST_F(RoutesTest, TokenizesAndDetokenizes) {
   Start();
-  const auto [code, tokens] = Post("/tokenize", R"({"prompt":"ab<|end|>","return_token_strs":true})");
+  const auto [code, tokens] =
+      Post("/tokenize", R"({"prompt":"ab<|end|>","return_token_strs":true})");
   EXPECT_EQ(code, 200);
-  EXPECT_EQ(tokens.Dump(), R"({"count":2,"max_model_len":200,"tokens":[256,260],"token_strs":["ab","<|end|>"]})");
-  EXPECT_EQ(Member(Post("/tokenize", R"({"messages":[{"role":"user","content":"<|end|>"}]})").second, "count"),
-            Json(1 + 5 + 7 + 1 + 10));
-  EXPECT_EQ(Member(Post("/tokenize", R"({"messages":[{"role":"u","content":"c"}],"add_generation_prompt":false})").second, "tokens").Dump(),
-            "[260,117,58,99]");
-  EXPECT_EQ(Post("/detokenize", R"({"tokens":[256,260]})").second.Dump(), R"({"prompt":"ab<|end|>"})");
-  EXPECT_EQ(Member(Post("/detokenize", R"({"tokens":[1,262]})").second, "error.param"), Json("tokens[1]"));
+  EXPECT_EQ(tokens.Dump(),
+            R"({"count":2,"max_model_len":200,"tokens":[256,260],"token_strs":["ab","<|end|>"]})");
+  EXPECT_EQ(
+      Member(Post("/tokenize", R"({"messages":[{"role":"user","content":"<|end|>"}]})").second,
+             "count"),
+      Json(1 + 5 + 7 + 1 + 10));
+  EXPECT_EQ(
+      Member(Post("/tokenize",
+                  R"({"messages":[{"role":"u","content":"c"}],"add_generation_prompt":false})")
+                 .second,
+             "tokens")
+          .Dump(),
+      "[260,117,58,99]");
+  EXPECT_EQ(Post("/detokenize", R"({"tokens":[256,260]})").second.Dump(),
+            R"({"prompt":"ab<|end|>"})");
+  EXPECT_EQ(Member(Post("/detokenize", R"({"tokens":[1,262]})").second, "error.param"),
+            Json("tokens[1]"));
   EXPECT_EQ(Member(Post("/detokenize", R"({})").second, "error.param"), Json("tokens"));
   EXPECT_EQ(Member(Post("/tokenize", R"({"prompt":["a"]})").second, "error.param"), Json("prompt"));
 }
@@ -55,7 +66,10 @@ TEST_F(RoutesTest, TellsHealthFromTheEngine) {
 TEST_F(RoutesTest, ShowsVersionLoadMetricsAndAPage) {
   Start();
   EXPECT_EQ(Exchange(port_, Get("/version")).body, R"({"version":"test"})");
-  backend_.SetHealth({.serving = true, .reason = "", .num_running = 2, .num_waiting = 1,
+  backend_.SetHealth({.serving = true,
+                      .reason = "",
+                      .num_running = 2,
+                      .num_waiting = 1,
                       .since_progress = absl::ZeroDuration()});
   EXPECT_EQ(Exchange(port_, Get("/load")).body, R"({"server_load":3})");
   const auto metrics = Exchange(port_, Get("/metrics"));
@@ -93,18 +107,24 @@ TEST_F(RoutesTest, RefusesUnknownPathsMethodsAndTypes) {
   RawClient head(port_);
   head.Send("HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
   EXPECT_EQ(head.ReadHead()->code, 200);
-  const std::string form = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n";
+  const std::string form =
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n";
   EXPECT_EQ(Exchange(port_, form + "\r\n{}").code, 415);
   EXPECT_EQ(Exchange(port_, form + "Content-Type: text/plain\r\n\r\n{}").code, 415);
-  EXPECT_EQ(Exchange(port_, form + "Content-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n{}").code, 415);
-  EXPECT_EQ(Exchange(port_, form + "Content-Type: Application/JSON ; charset=utf-8\r\n\r\n{}").code, 400);
+  EXPECT_EQ(
+      Exchange(port_, form + "Content-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n{}")
+          .code,
+      415);
+  EXPECT_EQ(Exchange(port_, form + "Content-Type: Application/JSON ; charset=utf-8\r\n\r\n{}").code,
+            400);
 }
 
 TEST_F(RoutesTest, AsksForAKeyOnEveryRouteButTheProbes) {
   PublicServerOptions options;
   options.api_keys = {"first", "second"};
   Start(options);
-  for (const char* path : {"/", "/version", "/metrics", "/load", "/v1/models", "/v1/models/tiny", "/no/such"}) {
+  for (const char* path :
+       {"/", "/version", "/metrics", "/load", "/v1/models", "/v1/models/tiny", "/no/such"}) {
     EXPECT_EQ(Exchange(port_, Get(path)).code, 401) << path;
   }
   for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}) {
@@ -119,7 +139,8 @@ TEST_F(RoutesTest, AsksForAKeyOnEveryRouteButTheProbes) {
   };
   EXPECT_EQ(with("Bearer first"), 200);
   EXPECT_EQ(with("bearer second"), 200);
-  for (const char* wrong : {"Bearer firs", "Bearer firstt", "Bearer ", "Bearer", "first", "Basic first", "Bearer  first"}) {
+  for (const char* wrong : {"Bearer firs", "Bearer firstt", "Bearer ", "Bearer", "first",
+                            "Basic first", "Bearer  first"}) {
     EXPECT_EQ(with(wrong), 401) << wrong;
   }
   // Neither another Host nor an absolute target leads around the key.
@@ -131,7 +152,8 @@ TEST_F(RoutesTest, LetsNoWebPageElsewhereUseAServerWithoutKeys) {
   Start();
   const auto code = [&](std::string_view host, std::string_view origin) {
     return Exchange(port_, fmt::format("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{}\r\n", host,
-                                       origin.empty() ? "" : fmt::format("Origin: {}\r\n", origin))).code;
+                                       origin.empty() ? "" : fmt::format("Origin: {}\r\n", origin)))
+        .code;
   };
   EXPECT_EQ(code("localhost:8000", ""), 200);
   EXPECT_EQ(code("127.0.0.1", ""), 200);
@@ -145,8 +167,10 @@ TEST_F(RoutesTest, LetsNoWebPageElsewhereUseAServerWithoutKeys) {
 
 TEST_F(RoutesTest, EchoesAHarmlessRequestIdAndDrawsOneOtherwise) {
   Start();
-  EXPECT_EQ(Exchange(port_, Get("/health", "X-Request-Id: abc-1.2\r\n")).Header("x-request-id"), "abc-1.2");
-  const std::string drawn = Exchange(port_, Get("/health", "X-Request-Id: a b<c>\r\n")).Header("x-request-id");
+  EXPECT_EQ(Exchange(port_, Get("/health", "X-Request-Id: abc-1.2\r\n")).Header("x-request-id"),
+            "abc-1.2");
+  const std::string drawn =
+      Exchange(port_, Get("/health", "X-Request-Id: a b<c>\r\n")).Header("x-request-id");
   EXPECT_EQ(drawn.size(), 32u);
   EXPECT_NE(Exchange(port_, Get("/health")).Header("x-request-id"), drawn);
 }
@@ -157,9 +181,10 @@ TEST(TaskPool, RefusesWhatItCannotHoldAndGoesOn) {
   std::promise<void> go_on;
   std::promise<void> done;
   ASSERT_TRUE(pool.TryRun([&] {
-    started.set_value();
-    go_on.get_future().wait();
-  }).ok());
+                    started.set_value();
+                    go_on.get_future().wait();
+                  })
+                  .ok());
   started.get_future().wait();
   ASSERT_TRUE(pool.TryRun([&] { done.set_value(); }).ok());
   EXPECT_EQ(pool.TryRun([] {}).code(), absl::StatusCode::kResourceExhausted);
