@@ -49,6 +49,7 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   absl::Status Listen();
   std::string address() const { return fmt::format("{}:{}", options_.listen_address, port_); }
   absl::Status WaitUntilReady();
+  absl::Status failure() const { return peers_.failure(); }
   int32_t num_blocks() const { return num_blocks_; }
   std::vector<RankReport> reports() const;
   void Stop(const absl::Status& why, absl::Time deadline);
@@ -358,6 +359,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Listen(const ClusterOptions& o
 std::string Cluster::address() const { return impl_->address(); }
 absl::Status Cluster::WaitUntilReady() { return impl_->WaitUntilReady(); }
 void Cluster::Cancel(absl::Status why) { impl_->Fail(std::move(why)); }
+absl::Status Cluster::failure() const { return impl_->failure(); }
 int32_t Cluster::num_blocks() const { return impl_->num_blocks(); }
 std::vector<RankReport> Cluster::reports() const { return impl_->reports(); }
 WorkerLink& Cluster::link() { return *impl_; }

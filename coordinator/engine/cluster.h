@@ -59,6 +59,9 @@ class Cluster {
   // Ends WaitUntilReady and every Await with `why`. Any thread.
   void Cancel(absl::Status why);
 
+  // Why the cluster has ended, or ok: an idle engine awaits nothing and would not notice a lost worker.
+  absl::Status failure() const;
+
   int32_t num_blocks() const;             // after WaitUntilReady
   std::vector<RankReport> reports() const;
   WorkerLink& link();

@@ -70,6 +70,8 @@ absl::Status Peers::Join(const PeerIdentity& peer) {
   const std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
   if (absl::Status status = Check(peer); !status.ok()) {
+    // A cluster that serves is not ended by a stranger who comes late.
+    if (AllAt(Phase::kReady)) return status;
     failure_ = status;
     changed_.notify_all();
     return status;

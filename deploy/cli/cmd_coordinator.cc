@@ -165,6 +165,7 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   absl::Status failure;
   while (stop_requested == 0 && failure.ok()) {
     failure = engine.WaitUntilFailed(MonotonicNow() + kLook);
+    if (failure.ok()) failure = cluster.failure();
   }
   if (failure.ok()) {
     LogInfo("stopping: no new requests; what runs may finish within {}",

@@ -99,9 +99,9 @@ TEST(Launch, RankWithOtherSettingsIsNamed) {
 
 TEST(Launch, DuplicateRankIsNamed) {
   const int32_t port = FreePort();
-  const auto first = ServeRank(0, 3, port);
-  const auto second = ServeRank(1, 3, port);
-  const auto third = ServeRank(1, 3, port);
+  const auto first = ServeRank(0, 4, port);
+  const auto second = ServeRank(1, 4, port);
+  const auto third = ServeRank(1, 4, port);
   ExpectEnds(*first, 1, "rank 1 is already on host", absl::Seconds(15));
   EXPECT_TRUE(second->WaitForExit(absl::Seconds(15)).has_value());
   EXPECT_TRUE(third->WaitForExit(absl::Seconds(15)).has_value());
@@ -195,7 +195,7 @@ TEST(Launch, TwoHostsTalkOverTcpAndRefuseSharedMemory) {
   }
   {
     const auto [first, second] = start("shm");
-    ExpectEnds(*first, 1, "shared memory", absl::Seconds(20));
+    ExpectEnds(*first, 1, "cannot share memory", absl::Seconds(20));
     EXPECT_TRUE(second->WaitForExit(absl::Seconds(20)).has_value());
   }
 }
