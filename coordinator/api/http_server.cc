@@ -37,7 +37,7 @@ using ErrorCode = boost::system::error_code;
 
 constexpr size_t kReadBytes = 16 << 10;
 constexpr size_t kMaxPipelinedBytes = 64 << 10;
-constexpr size_t kWriteSliceBytes = 256 << 10;
+constexpr size_t kWritePartBytes = 256 << 10;
 constexpr int64_t kMaxLingerBytes = int64_t{1} << 20;
 
 class Connection;
@@ -112,7 +112,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void OnRead(const ErrorCode& error, size_t num_bytes);
   void Queue(std::string bytes);
   void WriteMore();
-  void WriteSlice(size_t offset);
+  void WriteSlice(size_t offset, size_t armed_at);
   void OnSliceWritten();
   void Arm(asio::steady_timer& timer, absl::Duration patience, void (Connection::*expired)());
   void OnReadDeadline();
@@ -372,34 +372,37 @@ void Connection::OnRead(const ErrorCode& error, size_t num_bytes) {
 
 void Connection::Queue(std::string bytes) {
   if (phase_ == Phase::kClosed) return;
+  // What is there already counts, not the size of one event: a writer has to look before it goes
+  // on.
+  const bool is_behind = pending_bytes_ > limits::kMaxHttpPendingBytes;
+  if (is_behind && answer_ == Answer::kStreaming) return Close();
   pending_bytes_ += static_cast<int64_t>(bytes.size());
   output_ += bytes;
-  // A whole answer may be longer: it is one string, already paid for. A stream's writer has to
-  // look.
-  if (answer_ == Answer::kStreaming && pending_bytes_ > limits::kMaxHttpPendingBytes) {
-    return Close();
-  }
   if (!writing_) WriteMore();
 }
 
 void Connection::WriteMore() {
   if (output_.empty()) return;
   writing_ = true;
-  slice_ = output_.substr(0, kWriteSliceBytes);
-  output_.erase(0, slice_.size());
-  Arm(write_timer_, shared_->options.write_deadline, &Connection::Close);
-  WriteSlice(0);
+  slice_ = std::exchange(output_, "");
+  WriteSlice(0, 0);
 }
 
-void Connection::WriteSlice(size_t offset) {
+// Goes on at `offset`; `armed_at` is where the deadline was last moved: a client may take a long
+// time for a long answer, but not for a part of it.
+void Connection::WriteSlice(size_t offset, size_t armed_at) {
+  if (offset == 0 || offset - armed_at >= kWritePartBytes) {
+    Arm(write_timer_, shared_->options.write_deadline, &Connection::Close);
+    armed_at = offset;
+  }
   socket_.async_write_some(
       asio::buffer(slice_.data() + offset, slice_.size() - offset),
-      [self = shared_from_this(), offset](const ErrorCode& error, size_t num_bytes) {
+      [self = shared_from_this(), offset, armed_at](const ErrorCode& error, size_t num_bytes) {
         if (self->phase_ == Phase::kClosed) return;
         if (error) return self->Close();
         self->pending_bytes_ -= static_cast<int64_t>(num_bytes);
         const size_t done = offset + num_bytes;
-        done < self->slice_.size() ? self->WriteSlice(done) : self->OnSliceWritten();
+        done < self->slice_.size() ? self->WriteSlice(done, armed_at) : self->OnSliceWritten();
       });
 }
 

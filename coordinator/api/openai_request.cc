@@ -87,6 +87,7 @@ absl::Status TruncatePrompt(const Fields& fields, const ApiContext& context, Pro
     return InvalidArgument("truncate_prompt_tokens: expected -1 or at least 1, got {}", kept);
   if (std::ssize(prompt.tokens) > kept) {
     prompt.tokens.erase(prompt.tokens.begin(), prompt.tokens.end() - kept);
+    prompt.text = context.tokenizer.Decode(prompt.tokens, text::SpecialTokensInOutput::kKept);
   }
   return absl::OkStatus();
 }
@@ -171,7 +172,10 @@ absl::StatusOr<GenerationCall> ParseChat(const Json& body, const std::string& re
   int32_t num_top = 0;
   RETURN_IF_ERROR(fields.Read("logprobs", logprobs));
   RETURN_IF_ERROR(fields.Read("top_logprobs", num_top));
-  if (num_top < 0) return InvalidArgument("top_logprobs: expected at least 0, got {}", num_top);
+  const int32_t most = context.model.limits.max_logprobs;
+  if (num_top < 0 || num_top > most) {
+    return InvalidArgument("top_logprobs: expected 0 to {}, got {}", most, num_top);
+  }
   if (num_top > 0 && !logprobs) {
     return InvalidArgument("top_logprobs: expected it only together with logprobs, got {}",
                            num_top);

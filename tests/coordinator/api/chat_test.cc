@@ -150,7 +150,7 @@ TEST_F(ChatTest, NamesTheFieldTheExpectationAndTheValue) {
       {R"({"messages":[{"role":"user","content":[{"type":"text","text":5}]}]})",
        "messages[0].content[0].text", "got 5"},
       {"{" + user + R"(,"top_logprobs":1})", "top_logprobs", "together with logprobs"},
-      {"{" + user + R"(,"logprobs":true,"top_logprobs":6})", "logprobs", "got 6"},
+      {"{" + user + R"(,"logprobs":true,"top_logprobs":6})", "top_logprobs", "got 6"},
       {"{" + user + R"(,"logprobs":1})", "logprobs", "expected true or false, got 1"},
       {"{" + user + R"(,"tools":{}})", "tools", "got an object"},
       {"{" + user + R"(,"tools":[{}]})", "tools[0].function", "expected an object"},

@@ -218,11 +218,16 @@ TEST_F(CompletionsTest, RecognisesSpecialTokensInAPrompt) {
   EXPECT_EQ(request.prompt, (std::vector<TokenId>{'a', 260}));
 }
 
-TEST_F(CompletionsTest, KeepsTheEndOfATruncatedPrompt) {
+TEST_F(CompletionsTest, KeepsAndEchoesTheEndOfATruncatedPrompt) {
   Start();
   RawClient client(port_);
-  client.Send(PostJson("/v1/completions", R"({"prompt":"xyz","truncate_prompt_tokens":2})"));
-  EXPECT_EQ(backend_.Next().request.prompt, (std::vector<TokenId>{'y', 'z'}));
+  client.Send(
+      PostJson("/v1/completions", R"({"prompt":"xyz","truncate_prompt_tokens":2,"echo":true})"));
+  auto [request, stream] = backend_.Next();
+  EXPECT_EQ(request.prompt, (std::vector<TokenId>{'y', 'z'}));
+  stream->Push(Piece("!", FinishReason::kStop));
+  stream->Close(absl::OkStatus());
+  EXPECT_EQ(Member(Parsed(client.Read()).second, "choices.0.text"), Json("yz!"));
 }
 
 struct BadField {

@@ -94,8 +94,13 @@ TEST_F(EngineBehindTest, RefusesAtOnceMoreThanMayWait) {
       port_, PostJson("/v1/completions", R"({"prompt":["a","b"],"n":8,"max_tokens":150})"));
   EXPECT_EQ(full.code, 429);
   EXPECT_EQ(full.Header("retry-after"), "1");
-  // What the same request had already queued is given back.
-  EXPECT_EQ(Post("/v1/completions", R"({"prompt":"a","n":4,"max_tokens":2})").first, 200);
+  // What the same request had already queued is given back, as soon as the engine has seen it.
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(10);
+  int32_t code = 429;
+  while (code == 429 && MonotonicNow() < deadline) {
+    code = Post("/v1/completions", R"({"prompt":"a","n":8,"max_tokens":2})").first;
+  }
+  EXPECT_EQ(code, 200);
 }
 
 TEST_F(EngineBehindTest, TellsThatItDrains) {

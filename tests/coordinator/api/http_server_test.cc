@@ -141,6 +141,19 @@ TEST_F(HttpServerTest, CutsAClientThatDoesNotRead) {
   EXPECT_EQ(closed.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
 }
 
+TEST_F(HttpServerTest, SendsOneEventOfAnySize) {
+  Start();
+  RawClient client(port_);
+  client.Send(Get("/s"));
+  Arrived s = Next();
+  s.responder->StartStream({});
+  s.responder->Write(std::string(3 * limits::kMaxHttpPendingBytes, 'x'));
+  s.responder->Finish();
+  const auto response = client.Read();
+  ASSERT_TRUE(response.has_value());
+  EXPECT_EQ(std::ssize(response->body), 3 * limits::kMaxHttpPendingBytes);
+}
+
 TEST_F(HttpServerTest, TellsWhenThereIsRoomAgain) {
   Start();
   RawClient client(port_);
