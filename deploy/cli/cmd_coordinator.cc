@@ -1,8 +1,8 @@
-// Wires a coordinator: reads what it needs of the checkpoint, gathers the workers, then serves until it is told to stop.
+// Wires a coordinator: reads what it needs of the checkpoint, gathers the workers, then serves
+// until it is told to stop.
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -36,7 +36,9 @@ constexpr absl::Duration kStopPatience = absl::Seconds(3);
 constexpr absl::Duration kLook = absl::Milliseconds(100);
 
 volatile std::sig_atomic_t stop_requested = 0;
-void OnTerm(int) { stop_requested = 1; }
+void OnTerm(int) {
+  stop_requested = 1;
+}
 
 void HandleSignals() {
   struct sigaction action {};
@@ -52,6 +54,7 @@ void HandleSignals() {
 struct ModelFiles {
   plan::ModelSpec spec;
   std::string fingerprint;
+  bool exact_sums = true;  // of the layout, see plan::ShardPlan
   std::unique_ptr<const text::Tokenizer> tokenizer;
   std::optional<text::ChatTemplate> chat_template;
   api::ModelInfo info;
@@ -59,14 +62,25 @@ struct ModelFiles {
 
 absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
   ModelFiles files;
-  ASSIGN_OR_RETURN(files.spec, plan::ReadModelSpec(config.model));
+  std::vector<std::string> notes;
+  ASSIGN_OR_RETURN(files.spec, plan::ReadModelSpec(config.model, &notes));
+  for (const std::string& note : notes) LogWarning("{}/config.json: {}", config.model, note);
+  ASSIGN_OR_RETURN(
+      const plan::Topology topology,
+      plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
+  plan::PlanOptions plan_options;
+  plan_options.layers_per_stage = config.pipeline_layers;
+  ASSIGN_OR_RETURN(const plan::ShardPlan plan,
+                   plan::ShardPlan::Make(files.spec, topology, plan_options));
+  files.exact_sums = plan.exact_sums();
   ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::Checkpoint::Open(config.model));
   files.fingerprint = checkpoint.fingerprint();
   const std::string& text_directory = config.tokenizer.empty() ? config.model : config.tokenizer;
   ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(text_directory));
   if (files.tokenizer->vocab_size() > files.spec.vocabulary) {
-    return InvalidArgument("{}: the tokenizer has ids up to {}, but the model has {} rows of logits",
-                           text_directory, files.tokenizer->vocab_size() - 1, files.spec.vocabulary);
+    return InvalidArgument(
+        "{}: the tokenizer has ids up to {}, but the model has {} rows of logits", text_directory,
+        files.tokenizer->vocab_size() - 1, files.spec.vocabulary);
   }
   if (config.chat_template.empty()) {
     ASSIGN_OR_RETURN(files.chat_template, text::ChatTemplate::Load(text_directory));
@@ -92,8 +106,9 @@ absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
 absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& config,
                                                              const ModelFiles& files,
                                                              const std::string& job_token) {
-  ASSIGN_OR_RETURN(const plan::Topology topology,
-                   plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
+  ASSIGN_OR_RETURN(
+      const plan::Topology topology,
+      plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
   engine::ClusterOptions options;
   options.topology = topology;
   if (!config.coordinator.empty()) {
@@ -120,15 +135,23 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   return engine::Cluster::Listen(options);
 }
 
-void LogReady(const ServeConfig& config, const engine::Cluster& cluster) {
+void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool exact_sums) {
   const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
   for (const engine::RankReport& r : cluster.reports()) {
-    LogInfo("ready: rank {} on {}: weights {:.1f} MiB, cache {:.1f} MiB, scratch {:.1f} MiB, communicators {:.1f} MiB",
-            r.rank.value, r.host, mib(r.weight_bytes), mib(r.kv_bytes), mib(r.scratch_bytes),
-            mib(r.communicator_bytes));
+    LogInfo(
+        "ready: rank {} on {}: weights {:.1f} MiB, cache {:.1f} MiB, scratch {:.1f} MiB, "
+        "communicators {:.1f} MiB",
+        r.rank.value, r.host, mib(r.weight_bytes), mib(r.kv_bytes), mib(r.scratch_bytes),
+        mib(r.communicator_bytes));
   }
-  LogInfo("ready: {} cache blocks of {} tokens, {} sequences, {} tokens a step", cluster.num_blocks(),
-          config.block_size, config.max_num_seqs, config.max_num_batched_tokens);
+  if (!exact_sums) {
+    LogInfo(
+        "ready: this layout's sums are not in the common order: tokens equal other layouts' within "
+        "margins only");
+  }
+  LogInfo("ready: {} cache blocks of {} tokens, {} sequences, {} tokens a step",
+          cluster.num_blocks(), config.block_size, config.max_num_seqs,
+          config.max_num_batched_tokens);
 }
 
 // Serves until the engine fails or a signal comes; the failure, or ok after a drain.
@@ -140,10 +163,11 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   options.max_num_seqs = config.max_num_seqs;
   options.max_num_batched_tokens = config.max_num_batched_tokens;
   const SystemClock clock;
-  engine::Metrics metrics(files.info.limits.model_name,
-                          config.vllm_metrics ? engine::Metrics::Names::kOwnAndVllm
-                                              : engine::Metrics::Names::kOwn);
-  engine::Engine engine(options, files.info.limits, cluster.link(), *files.tokenizer, clock, metrics);
+  engine::Metrics metrics(files.info.limits.model_name, config.vllm_metrics
+                                                            ? engine::Metrics::Names::kOwnAndVllm
+                                                            : engine::Metrics::Names::kOwn);
+  engine::Engine engine(options, files.info.limits, cluster.link(), *files.tokenizer, clock,
+                        metrics);
   engine.Start();
 
   api::EngineBackend backend(engine);
@@ -157,10 +181,12 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   ASSIGN_OR_RETURN(const std::unique_ptr<api::PublicServer> server,
                    api::PublicServer::Start(faces, {backend, *files.tokenizer, chat_template,
                                                     files.info, metrics, clock}));
-  LogReady(config, cluster);
+  LogReady(config, cluster, files.exact_sums);
   LogInfo("ready: serving {} at http://{}:{}{}", files.info.limits.model_name, config.host,
           server->bound_port(),
-          config.grpc_port == 0 ? "" : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
+          config.grpc_port == 0
+              ? ""
+              : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
 
   absl::Status failure;
   while (stop_requested == 0 && failure.ok()) {
@@ -181,7 +207,8 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
 absl::Status WaitUntilReadyOrStopped(engine::Cluster& cluster) {
   const std::jthread watch([&](const std::stop_token& done) {
     while (!done.stop_requested()) {
-      if (stop_requested != 0) return cluster.Cancel(Cancelled("stopped by a signal before it was ready"));
+      if (stop_requested != 0)
+        return cluster.Cancel(Cancelled("stopped by a signal before it was ready"));
       poll(nullptr, 0, static_cast<int>(absl::ToInt64Milliseconds(kLook)));
     }
   });
@@ -197,7 +224,7 @@ absl::Status Coordinate(const ServeConfig& config) {
     RETURN_IF_ERROR(WriteMeetingFile(config.meeting_file, cluster->address(), job_token));
   }
   absl::Status status = WaitUntilReadyOrStopped(*cluster);
-  if (!config.meeting_file.empty()) unlink(config.meeting_file.c_str());
+  if (!config.meeting_file.empty()) RemoveMeetingFile(config.meeting_file);
   if (status.ok()) status = ServeUntilStopped(config, files, *cluster);
   cluster->Stop(status, MonotonicNow() + kStopPatience);
   return status;
@@ -209,7 +236,8 @@ int RunCoordinator(const Arguments& arguments) {
   SetLogName("coordinator");
   HandleSignals();
   ServeConfig config;
-  FlagSet flags = ServeFlags("usage: polyreme coordinator MODEL [flags]   (started by polyreme serve)", config);
+  FlagSet flags =
+      ServeFlags("usage: polyreme coordinator MODEL [flags]   (started by polyreme serve)", config);
   if (absl::Status s = ParseServeArguments(arguments, flags, config); !s.ok()) {
     std::fprintf(stderr, "polyreme coordinator: %s\n", Message(s).c_str());
     return 2;

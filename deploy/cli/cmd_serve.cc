@@ -1,8 +1,7 @@
-// The agent: what a launcher starts on every rank, or a person alone on one host. Starts and supervises the worker of its rank (alone: of all
-// ranks) and, where rank 0 is, the coordinator.
+// The agent: what a launcher starts on every rank, or a person alone on one host. Starts and
+// supervises the worker of its rank (alone: of all ranks) and, where rank 0 is, the coordinator.
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -19,8 +18,10 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: polyreme serve MODEL [flags]\n\n"
-    "Starts a cluster that holds MODEL in tensor-parallel x pipeline-parallel shards and answers over HTTP (and gRPC).\n"
-    "Alone on a host it starts all ranks; under mpirun or srun the same line starts one rank each:\n\n"
+    "Starts a cluster that holds MODEL in tensor-parallel x pipeline-parallel shards and answers "
+    "over HTTP (and gRPC).\n"
+    "Alone on a host it starts all ranks; under mpirun or srun the same line starts one rank "
+    "each:\n\n"
     "  polyreme serve deploy/demo-model -tp 2\n"
     "  mpirun -np 4 polyreme serve MODEL -tp 2 -pp 2";
 
@@ -30,7 +31,8 @@ absl::Status CheckWorld(const ServeConfig& config, const launch::LaunchEnv& env)
   if (env.world_size == 1 && env.launcher != launch::Launcher::kFlags) return absl::OkStatus();
   if (env.world_size == wanted) return absl::OkStatus();
   return InvalidArgument(
-      "{} started {} ranks, but --tensor-parallel-size {} x --pipeline-parallel-size {} makes {}: change one of them",
+      "{} started {} ranks, but --tensor-parallel-size {} x --pipeline-parallel-size {} makes {}: "
+      "change one of them",
       launch::NameOf(env.launcher), env.world_size, config.tensor_parallel_size,
       config.pipeline_parallel_size, wanted);
 }
@@ -60,8 +62,8 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
   const bool alone = env.world_size == 1 && world > 1;
   std::vector<launch::ChildSpec> children;
   if (env.rank == 0) {
-    children.push_back(MakeChild("coordinator", {"--rank", "0", "--world-size", std::to_string(world)},
-                                 arguments, meeting));
+    children.push_back(MakeChild(
+        "coordinator", {"--rank", "0", "--world-size", std::to_string(world)}, arguments, meeting));
     children.back().title = "coordinator";
     children.back().drains = true;
   }
@@ -90,10 +92,7 @@ absl::Status Serve(const Arguments& arguments, const ServeConfig& config) {
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);
   const absl::Status status =
       launch::RunAgent(MakeChildren(config, env, arguments, meeting), options);
-  if (env.rank == 0 && !meeting.directory.empty()) {
-    unlink(meeting.file.c_str());
-    rmdir(meeting.directory.c_str());
-  }
+  if (env.rank == 0 && !meeting.file.empty()) RemoveMeetingFile(meeting.file);
   return status;
 }
 

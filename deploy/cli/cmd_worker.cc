@@ -14,13 +14,14 @@
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/host_address.h"
 #include "worker/run/worker_service.h"
 
 namespace polyreme::cli {
 namespace {
 
-// A worker ends by the coordinator's word, by its agent's SIGKILL, or when its agent dies; signals that a terminal or a launcher sends
-// to everybody must not cut a drain short.
+// A worker ends by the coordinator's word, by its agent's SIGKILL, or when its agent dies; signals
+// that a terminal or a launcher sends to everybody must not cut a drain short.
 void IgnoreSignals() {
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) std::signal(signal, SIG_IGN);
 }
@@ -37,12 +38,20 @@ comm::ProcessGroup::Kind KindOf(const std::string& transport) {
   return comm::ProcessGroup::Kind::kAuto;
 }
 
+// Peers reach us where the coordinator does, unless a flag says otherwise.
+absl::StatusOr<std::string> ListenAddress(const ServeConfig& config,
+                                          const std::string& coordinator) {
+  if (!config.listen_address.empty()) return config.listen_address;
+  return launch::OwnAddressTowards(coordinator.substr(0, coordinator.rfind(':')));
+}
+
 absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) {
   if (!config.launch.rank.has_value()) {
     return InvalidArgument("polyreme worker needs --rank; it is started by polyreme serve");
   }
-  ASSIGN_OR_RETURN(const plan::Topology topology,
-                   plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
+  ASSIGN_OR_RETURN(
+      const plan::Topology topology,
+      plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
   ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(config.model));
   run::WorkerOptions options;
   options.model_directory = config.model;
@@ -56,7 +65,6 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
       config.cpu_threads > 0 ? config.cpu_threads : std::max(1, cores / options.ranks_on_host);
   options.kv_bytes_budget = config.kv_cache_memory_bytes;
   options.transport = KindOf(config.transport);
-  if (!config.listen_address.empty()) options.listen_address = config.listen_address;
   options.host_identity = config.host_identity;
   options.join_timeout = config.join_timeout;
   options.identity.rank = Rank{*config.launch.rank};
@@ -68,11 +76,12 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   options.coordinator = config.coordinator;
   ASSIGN_OR_RETURN(options.job_token, FindJobToken(config));
   if (!config.meeting_file.empty()) {
-    ASSIGN_OR_RETURN(MeetingPlace place, WaitForMeetingFile(config.meeting_file,
-                                                            MonotonicNow() + config.join_timeout));
+    ASSIGN_OR_RETURN(MeetingPlace place,
+                     WaitForMeetingFile(config.meeting_file, MonotonicNow() + config.join_timeout));
     options.coordinator = place.address;
     options.job_token = place.job_token;
   }
+  ASSIGN_OR_RETURN(options.listen_address, ListenAddress(config, options.coordinator));
   return options;
 }
 
@@ -81,7 +90,8 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
 int RunWorker(const Arguments& arguments) {
   IgnoreSignals();
   ServeConfig config;
-  FlagSet flags = ServeFlags("usage: polyreme worker MODEL [flags]   (started by polyreme serve)", config);
+  FlagSet flags =
+      ServeFlags("usage: polyreme worker MODEL [flags]   (started by polyreme serve)", config);
   if (absl::Status s = ParseServeArguments(arguments, flags, config); !s.ok()) {
     std::fprintf(stderr, "polyreme worker: %s\n", Message(s).c_str());
     return 2;
@@ -90,10 +100,10 @@ int RunWorker(const Arguments& arguments) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
-  SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank) : "worker");
+  SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank)
+                                            : "worker");
   absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
-  const absl::Status status =
-      options.ok() ? run::RunWorker(*std::move(options)) : options.status();
+  const absl::Status status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();
   if (status.ok()) return 0;
   LogError("{}", Message(status));
   return 1;

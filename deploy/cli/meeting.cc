@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "parallel/base/clock.h"
+#include "parallel/launch/host_address.h"
 #include "parallel/launch/job_token.h"
 
 namespace polyreme::cli {
@@ -73,6 +74,32 @@ absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
   return directory;
 }
 
+// Across hosts without --coordinator: where the launcher says that rank 0 is.
+absl::StatusOr<std::string> CoordinatorAddress(const launch::LaunchEnv& env) {
+  std::string host = env.meeting_host;
+  if (host.empty() && !env.nodes.empty()) host = env.nodes[0];
+  if (host.empty()) {
+    return InvalidArgument(
+        "{} ranks on several hosts, and {} does not say where rank 0 is: "
+        "give --coordinator HOST:PORT",
+        env.world_size, launch::NameOf(env.launcher));
+  }
+  const absl::StatusOr<std::string> own = launch::OwnAddressTowards(host);
+  if (!own.ok()) {
+    return InvalidArgument("{} says that rank 0 is on {}, but: {}; give --coordinator HOST:PORT",
+                           launch::NameOf(env.launcher), host, Message(own.status()));
+  }
+  // A distribution's /etc/hosts may map a host's own name to 127.0.1.1.
+  if (env.rank == 0 && env.meeting_host.empty() && launch::IsLoopbackAddress(*own)) {
+    return InvalidArgument(
+        "{} is {} here, where other hosts do not reach it: give --coordinator ADDRESS:PORT", host,
+        *own);
+  }
+  const int32_t port =
+      env.meeting_port.value_or(launch::PortOfJob(env.job_id, kPortBase, kPortSpan));
+  return fmt::format("{}:{}", host, port);
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> FindJobToken(const ServeConfig& config) {
@@ -82,7 +109,8 @@ absl::StatusOr<std::string> FindJobToken(const ServeConfig& config) {
     while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) {
       token.pop_back();
     }
-    if (token.empty()) return InvalidArgument("--job-token-file {} is empty", config.job_token_file);
+    if (token.empty())
+      return InvalidArgument("--job-token-file {} is empty", config.job_token_file);
   }
   if (!token.empty() && token.size() < 16) {
     return InvalidArgument("the job token has {} characters, expected at least 16", token.size());
@@ -97,21 +125,11 @@ absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::
   if (!config.coordinator.empty()) {
     meeting.coordinator = config.coordinator;
   } else if (one_host) {
-    ASSIGN_OR_RETURN(meeting.directory, MeetingDirectory(env));
-    meeting.file = meeting.directory + "/coordinator";
-    if (env.rank == 0) unlink(meeting.file.c_str());
+    ASSIGN_OR_RETURN(const std::string directory, MeetingDirectory(env));
+    meeting.file = directory + "/coordinator";
+    if (env.rank == 0) unlink(meeting.file.c_str());  // of a killed job of the same name
   } else {
-    const std::string host = !env.meeting_host.empty() ? env.meeting_host
-                             : !env.nodes.empty()      ? env.nodes[0]
-                                                       : std::string();
-    if (host.empty()) {
-      return InvalidArgument(
-          "{} ranks on several hosts, and {} does not say where rank 0 is: give --coordinator HOST:PORT",
-          env.world_size, launch::NameOf(env.launcher));
-    }
-    const int32_t port =
-        env.meeting_port.value_or(launch::PortOfJob(env.job_id, kPortBase, kPortSpan));
-    meeting.coordinator = fmt::format("{}:{}", host, port);
+    ASSIGN_OR_RETURN(meeting.coordinator, CoordinatorAddress(env));
   }
   if (meeting.job_token.empty() && !meeting.file.empty()) {
     // The file hands rank 0's token to the others.
@@ -119,7 +137,8 @@ absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::
   } else if (meeting.job_token.empty()) {
     if (env.launched()) {
       return InvalidArgument(
-          "ranks that meet over the network need one secret: set {} or --job-token-file to the same on all",
+          "ranks that meet over the network need one secret: set {} or --job-token-file to the "
+          "same on all",
           kJobTokenVariable);
     }
     meeting.job_token = launch::MakeJobToken();
@@ -142,8 +161,14 @@ absl::Status WriteMeetingFile(const std::string& file, const std::string& addres
   return absl::OkStatus();
 }
 
+void RemoveMeetingFile(const std::string& file) {
+  unlink(file.c_str());
+  rmdir(fs::path(file).parent_path().c_str());  // refused, rightly, if it holds anything else
+}
+
 absl::StatusOr<MeetingPlace> WaitForMeetingFile(const std::string& file, absl::Time deadline) {
-  // Told by the kernel when the file appears; the poll's own limit covers a directory that is made later.
+  // Told by the kernel when the file appears; the poll's own limit covers a directory that is made
+  // later.
   const int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   const fs::path directory = fs::path(file).parent_path();
   if (watch >= 0) inotify_add_watch(watch, directory.c_str(), IN_MOVED_TO | IN_CREATE);

@@ -1,7 +1,8 @@
 // How the processes of one launch find each other: the job's token and the coordinator's address.
 //
-// On one host a file in a private directory carries both; across hosts the address is --coordinator's (or the launcher's first node),
-// and the token comes from POLYREME_JOB_TOKEN or --job-token-file.
+// On one host a file in a private directory carries both; across hosts the address is
+// --coordinator's (or the launcher's first node), and the token comes from POLYREME_JOB_TOKEN or
+// --job-token-file.
 #pragma once
 
 #include <string>
@@ -17,19 +18,23 @@ inline constexpr char kJobTokenVariable[] = "POLYREME_JOB_TOKEN";
 
 struct Meeting {
   std::string job_token;
-  std::string coordinator;    // host:port, or empty: it is in `file` once the coordinator listens
-  std::string file;           // one host only
-  std::string directory;      // of the file; removed at the end by the agent of rank 0
+  std::string coordinator;  // host:port, or empty: it is in `file` once the coordinator listens
+  std::string file;         // one host only
 };
 
-// What the agent of one rank can know before anybody listens. InvalidArgument says which flag is missing across hosts.
+// What the agent of one rank can know before anybody listens. InvalidArgument says which flag is
+// missing across hosts.
 absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::LaunchEnv& env);
-// The token of --job-token-file or the environment; empty if there is none. InvalidArgument: unreadable, or shorter than 16 characters.
+// The token of --job-token-file or the environment; empty if there is none. InvalidArgument:
+// unreadable, or shorter than 16 characters.
 absl::StatusOr<std::string> FindJobToken(const ServeConfig& config);
 
 // Written by the coordinator (atomically), read by everybody else of the host.
 absl::Status WriteMeetingFile(const std::string& file, const std::string& address,
                               const std::string& job_token);
+// With its directory. When all have met, so that a job that is killed leaves nothing; and at the
+// end, for one that never met.
+void RemoveMeetingFile(const std::string& file);
 struct MeetingPlace {
   std::string address;
   std::string job_token;

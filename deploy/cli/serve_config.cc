@@ -29,7 +29,8 @@ void AddModelFlags(FlagSet& flags, ServeConfig& c) {
             SetString(&c.tokenizer));
   flags.Add({"--chat-template"}, "FILE", "a Jinja chat template instead of the checkpoint's",
             SetString(&c.chat_template));
-  flags.Add({"--dtype"}, "TYPE", "auto or float32 (on CPU arithmetic is float32 whatever is stored)",
+  flags.Add({"--dtype"}, "TYPE",
+            "auto or float32 (on CPU arithmetic is float32 whatever is stored)",
             SetOneOf(&c.dtype, {"auto", "float32"}));
   flags.Add({"--max-model-len", "--context-length", "--max-seq-len"}, "N",
             "prompt and output tokens of one sequence (default: the model's)",
@@ -57,10 +58,11 @@ void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
   flags.Section("Cache and steps");
   flags.Add({"--block-size", "--page-size"}, "N", "tokens per cache block (default 16)",
             SetInt(&c.block_size, 1, limits::kMaxTokensPerBlock));
-  flags.Add({"--kv-cache-memory-bytes"}, "BYTES", "cache of one rank, e.g. 4G (default: a quarter of free memory)",
+  flags.Add({"--kv-cache-memory-bytes"}, "BYTES",
+            "cache of one rank, e.g. 4G (default: a quarter of free memory)",
             SetBytes(&c.kv_cache_memory_bytes));
-  flags.Add({"--num-gpu-blocks-override", "--num-blocks"}, "N", "cache blocks, whatever memory says",
-            SetInt(&c.num_blocks, 1, limits::kMaxBlocks));
+  flags.Add({"--num-gpu-blocks-override", "--num-blocks"}, "N",
+            "cache blocks, whatever memory says", SetInt(&c.num_blocks, 1, limits::kMaxBlocks));
   flags.Add({"--max-num-seqs", "--max-running-requests", "--max-batch-size", "--parallel"}, "N",
             "sequences running at once (default 256)",
             SetInt(&c.max_num_seqs, 1, limits::kMaxSequences));
@@ -77,7 +79,7 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
   flags.Add({"--local-size"}, "N", "ranks on this host", SetOptionalInt(&c.launch.local_size, 1));
   flags.Add({"--coordinator", "--dist-init-addr"}, "HOST:PORT",
             "the cluster's listener on rank 0 (needed across hosts)", SetString(&c.coordinator));
-  flags.Add({"--listen-address"}, "ADDRESS", "where peers on other hosts reach this rank",
+  flags.Add({"--listen-address"}, "ADDRESS","where peers on other hosts reach this rank (default: where the coordinator is seen from)",
             SetString(&c.listen_address));
   flags.Add({"--host-identity"}, "NAME", "treat this rank as on a host of this name (for tests)",
             SetString(&c.host_identity));
@@ -160,7 +162,8 @@ absl::Status ParseServeArguments(const std::vector<std::string>& arguments, Flag
   }
   if (!IsLoopback(config.host) && config.api_keys.empty()) {
     return InvalidArgument(
-        "--host {} can be reached from other machines: give --api-key, or keep the default 127.0.0.1",
+        "--host {} can be reached from other machines: give --api-key, or keep the default "
+        "127.0.0.1",
         config.host);
   }
   return absl::OkStatus();
@@ -186,15 +189,17 @@ absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan
   return config.max_model_len;
 }
 
-absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config, const plan::ModelSpec& spec,
-                                                int32_t num_blocks) {
+absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config,
+                                                const plan::ModelSpec& spec, int32_t num_blocks) {
   step::StepLimits limits;
-  // A slot that ends in one plan can be given away in the next, so running sequences are all there are.
+  // A slot that ends in one plan can be given away in the next, so running sequences are all there
+  // are.
   limits.num_slots = config.max_num_seqs;
   limits.num_blocks = num_blocks;
   limits.tokens_per_block = config.block_size;
   limits.max_step_tokens = config.max_num_batched_tokens;
-  limits.max_step_samples = std::min(config.max_num_batched_tokens, std::max(config.max_num_seqs, 256));
+  limits.max_step_samples =
+      std::min(config.max_num_batched_tokens, std::max(config.max_num_seqs, 256));
   ASSIGN_OR_RETURN(limits.max_model_len, ResolveMaxModelLen(config, spec));
   limits.vocabulary = static_cast<int32_t>(spec.vocabulary);
   limits.max_steps_in_flight = config.pipeline_parallel_size + 1;

@@ -133,9 +133,13 @@ absl::Status AddDetails(Reader& read, LaunchEnv& env) {
   switch (env.launcher) {
     case Launcher::kTorchrun: {
       const std::string run = read.Text("TORCHELASTIC_RUN_ID");
-      env.job_id = prefixed("torchrun", run == "none" ? read.Text("MASTER_PORT") : run);
+      const bool named = !run.empty() && run != "none";
+      env.job_id = prefixed("torchrun", named ? run : read.Text("MASTER_PORT"));
       env.meeting_host = read.Text("MASTER_ADDR");
-      env.meeting_port = read.Number("MASTER_PORT");
+      // torchrun's own agent may listen there already.
+      if (read.Text("TORCHELASTIC_USE_AGENT_STORE") != "True") {
+        env.meeting_port = read.Number("MASTER_PORT");
+      }
       break;
     }
     case Launcher::kOpenMpi: {

@@ -39,7 +39,7 @@ struct LaunchEnv {
   int32_t local_size = 1;  // 1 if not known
   std::string job_id;  // equal on all ranks, different for two jobs of one host; empty if not known
   std::string meeting_host;  // where rank 0 is, if the launcher says so (MASTER_ADDR); else empty
-  std::optional<int32_t> meeting_port;  // MASTER_PORT
+  std::optional<int32_t> meeting_port;  // MASTER_PORT, unless the launcher itself listens there
   std::string launch_host;  // where the launcher itself runs; rank 0 may be elsewhere
   std::vector<std::string> nodes;  // in rank order, the first one is rank 0's; empty if not known
   std::string shared_directory;    // the launcher's, of this job, on this host; empty if none

@@ -37,7 +37,8 @@ std::vector<std::pair<pid_t, pid_t>> ProcessesAndParents() {
   std::vector<std::pair<pid_t, pid_t>> out;
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
     const std::string name = entry.path().filename();
-    if (!std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; })) continue;
+    if (!std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; }))
+      continue;
     std::ifstream in(entry.path() / "stat");
     std::string text;
     std::getline(in, text);
@@ -139,7 +140,9 @@ std::optional<int> Program::WaitForExit(absl::Duration patience) {
   return exit_;
 }
 
-void Program::Signal(int signal) { kill(pid_, signal); }
+void Program::Signal(int signal) {
+  kill(pid_, signal);
+}
 
 std::vector<pid_t> Program::Descendants(const std::string& text) const {
   const auto processes = ProcessesAndParents();
@@ -196,10 +199,18 @@ Cluster StartCluster(const std::vector<std::string>& launcher,
 }
 
 std::vector<std::string> Mpirun(int ranks) {
-  std::vector<std::string> line = {"mpirun", "-np", std::to_string(ranks), "--oversubscribe",
-                                   "--bind-to", "none"};
+  std::vector<std::string> line = {"mpirun",          "-np",       std::to_string(ranks),
+                                   "--oversubscribe", "--bind-to", "none"};
   if (geteuid() == 0) line.push_back("--allow-run-as-root");
   return line;
+}
+
+std::vector<pid_t> ProcessesWith(const std::string& text) {
+  std::vector<pid_t> out;
+  for (const auto& [pid, parent] : ProcessesAndParents()) {
+    if (pid != getpid() && CommandLine(pid).find(text) != std::string::npos) out.push_back(pid);
+  }
+  return out;
 }
 
 bool IsAlive(pid_t pid) {

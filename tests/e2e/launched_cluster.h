@@ -30,7 +30,8 @@ class Program {
 
   pid_t pid() const { return pid_; }
   std::string output() const;
-  // The rest of the first line that contains `text`, after it; nullopt at the deadline or when the program has ended without it.
+  // The rest of the first line that contains `text`, after it; nullopt at the deadline or when the
+  // program has ended without it.
   std::optional<std::string> WaitForLine(const std::string& text, absl::Duration patience);
   // The exit code, 128 + signal, or nullopt while it runs.
   std::optional<int> WaitForExit(absl::Duration patience);
@@ -44,7 +45,7 @@ class Program {
   int pipe_ = -1;
   std::thread reader_;
   mutable std::mutex mutex_;
-  std::string output_;        // guarded by mutex_
+  std::string output_;  // guarded by mutex_
   std::optional<int> exit_;
 };
 
@@ -60,14 +61,16 @@ struct Cluster {
   int Stop();
 };
 
-// launcher: empty (alone) or {"mpirun", "-np", "4"}. arguments: after `serve MODEL`; --port 0 is added. Fails the test with the program's
-// output when it does not get ready.
+// launcher: empty (alone) or {"mpirun", "-np", "4"}. arguments: after `serve MODEL`; --port 0 is
+// added. Fails the test with the program's output when it does not get ready.
 Cluster StartCluster(const std::vector<std::string>& launcher,
                      const std::vector<std::string>& arguments,
                      const std::string& model = kDemoModel);
 // mpirun for `ranks` ranks on this host, also as root and on few cores.
 std::vector<std::string> Mpirun(int ranks);
 
+// Pids of all processes of this machine whose command line contains `text`, but for this one.
+std::vector<pid_t> ProcessesWith(const std::string& text);
 // Whether a process exists and is not a zombie.
 bool IsAlive(pid_t pid);
 // Waits until none of `pids` is alive; the first that still is.

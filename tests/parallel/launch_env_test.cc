@@ -128,6 +128,17 @@ TEST(LaunchEnv, ReadsTorchrun) {
   EXPECT_EQ(env.job_id, "torchrun-29500");
 }
 
+TEST(LaunchEnv, ATorchrunJobHasANameWithoutARunId) {
+  EXPECT_EQ(Read(Without(Torchrun(), "TORCHELASTIC_RUN_ID")).job_id, "torchrun-29500");
+  EXPECT_EQ(Read(With(Torchrun(), {{"TORCHELASTIC_RUN_ID", "x7"}})).job_id, "torchrun-x7");
+}
+
+TEST(LaunchEnv, APortOnWhichTorchrunListensIsNotOurs) {
+  const LaunchEnv env = Read(With(Torchrun(), {{"TORCHELASTIC_USE_AGENT_STORE", "True"}}));
+  EXPECT_EQ(env.meeting_port, std::nullopt);
+  EXPECT_EQ(env.meeting_host, "127.0.0.4");
+}
+
 TEST(LaunchEnv, ReadsPmiInBothSpellings) {
   const Variables hydra = {
       {"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}};
