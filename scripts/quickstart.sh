@@ -64,14 +64,15 @@ ask() {
 }
 
 say "4/4  a completion, then a chat"
-prompt='def read_file(path):\n    \"\"\"Read a file and return its lines.\"\"\"\n'
-printf "$(printf '%s' "$prompt" | sed 's/\\"/"/g')"
-ask /v1/completions '.choices[0].text' \
-  "{\"model\":\"demo-model\",\"prompt\":\"$prompt\",\"max_tokens\":64,\"temperature\":0,\"stream\":true,\"stream_options\":{\"include_usage\":true}}"
+prompt=$'def read_file(path):\n    """Read a file and return its lines."""\n'
 question='Write a Python function that merges two sorted lists.'
+common='"model": "demo-model", "temperature": 0, "stream": true, "stream_options": {"include_usage": true}'
+printf '%s' "$prompt"
+ask /v1/completions '.choices[0].text' \
+  "$(jq -n --arg p "$prompt" "{$common, prompt: \$p, max_tokens: 64}")"
 printf '\n> %s\n' "$question"
 ask /v1/chat/completions '.choices[0].delta.content' \
-  "{\"model\":\"demo-model\",\"messages\":[{\"role\":\"user\",\"content\":\"$question\"}],\"max_tokens\":128,\"temperature\":0,\"stream\":true,\"stream_options\":{\"include_usage\":true}}"
+  "$(jq -n --arg q "$question" "{$common, messages: [{role: \"user\", content: \$q}], max_tokens: 128}")"
 
 say "Talk to it yourself"
 cat <<TXT

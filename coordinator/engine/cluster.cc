@@ -36,7 +36,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
 
 }  // namespace
 
-// The listener's service and everything behind it. gRPC's synchronous interface: one thread per open call, two per worker.
+// The listener's service and everything behind it. gRPC's synchronous interface: one thread per
+// open call, two per worker.
 class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
  public:
   explicit Impl(const ClusterOptions& options)
@@ -110,8 +111,9 @@ absl::Status Cluster::Impl::Listen() {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ == 0) {
-    return Unavailable("cannot listen for workers on {}:{}: the port is taken or the address is not of this host",
-                       options_.listen_address, options_.port);
+    return Unavailable(
+        "cannot listen for workers on {}:{}: the port is taken or the address is not of this host",
+        options_.listen_address, options_.port);
   }
   return absl::OkStatus();
 }
@@ -128,8 +130,8 @@ absl::Status Cluster::Impl::CheckProof(const grpc::ServerContext& context,
 grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinRequest* request,
                                  pb::JoinReply* reply) {
   if (absl::Status s = CheckProof(*context, "Join"); !s.ok()) return ToGrpc(s);
-  const PeerIdentity identity{request->rank(),     request->world_size(), request->host(),
-                              request->pid(),      request->build_id(),   request->config(),
+  const PeerIdentity identity{request->rank(),      request->world_size(), request->host(),
+                              request->pid(),       request->build_id(),   request->config(),
                               request->checkpoint()};
   if (absl::Status s = peers_.Join(identity); !s.ok()) return ToGrpc(s);
   reply->set_epoch(options_.epoch.value);
@@ -146,9 +148,8 @@ grpc::Status Cluster::Impl::Put(grpc::ServerContext* context, const pb::PutReque
 grpc::Status Cluster::Impl::Wait(grpc::ServerContext* context, const pb::WaitRequest* request,
                                  pb::WaitReply* reply) {
   if (absl::Status s = CheckProof(*context, "Wait"); !s.ok()) return ToGrpc(s);
-  const absl::Duration patience =
-      std::clamp(absl::Milliseconds(request->patience_ms()), absl::ZeroDuration(),
-                 2 * limits::kJoinGroupPatience);
+  const absl::Duration patience = std::clamp(absl::Milliseconds(request->patience_ms()),
+                                             absl::ZeroDuration(), 2 * limits::kJoinGroupPatience);
   absl::StatusOr<std::string> value = meeting_.Wait(request->key(), MonotonicNow() + patience);
   if (!value.ok()) return ToGrpc(value.status());
   reply->set_value(*std::move(value));
@@ -271,7 +272,8 @@ absl::StatusOr<int32_t> Cluster::Impl::ChooseNumBlocks() const {
   }
   if (blocks < options_.num_blocks_min) {
     return ResourceExhausted(
-        "the cache holds {} blocks, but one sequence of the full context needs {}; limited by {}. Give --kv-cache-memory-bytes "
+        "the cache holds {} blocks, but one sequence of the full context needs {}; limited by {}. "
+        "Give --kv-cache-memory-bytes "
         "or a smaller --max-model-len",
         blocks, options_.num_blocks_min, who);
   }
@@ -279,8 +281,7 @@ absl::StatusOr<int32_t> Cluster::Impl::ChooseNumBlocks() const {
 }
 
 absl::Status Cluster::Impl::WaitUntilReady() {
-  RETURN_IF_ERROR(
-      peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
+  RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
   LogInfo("all {} ranks have joined ({})", options_.topology.world_size(),
           options_.topology.ToString());
   RETURN_IF_ERROR(WaitUntilLoaded());
@@ -348,7 +349,9 @@ void Cluster::Impl::CloseStreams(absl::Time deadline) {
 }
 
 Cluster::Cluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Cluster::~Cluster() { impl_->Stop(absl::OkStatus(), MonotonicNow()); }
+Cluster::~Cluster() {
+  impl_->Stop(absl::OkStatus(), MonotonicNow());
+}
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Listen(const ClusterOptions& options) {
   auto impl = std::make_unique<Impl>(options);
@@ -356,13 +359,29 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Listen(const ClusterOptions& o
   return std::unique_ptr<Cluster>(new Cluster(std::move(impl)));
 }
 
-std::string Cluster::address() const { return impl_->address(); }
-absl::Status Cluster::WaitUntilReady() { return impl_->WaitUntilReady(); }
-void Cluster::Cancel(absl::Status why) { impl_->Fail(std::move(why)); }
-absl::Status Cluster::failure() const { return impl_->failure(); }
-int32_t Cluster::num_blocks() const { return impl_->num_blocks(); }
-std::vector<RankReport> Cluster::reports() const { return impl_->reports(); }
-WorkerLink& Cluster::link() { return *impl_; }
-void Cluster::Stop(const absl::Status& why, absl::Time deadline) { impl_->Stop(why, deadline); }
+std::string Cluster::address() const {
+  return impl_->address();
+}
+absl::Status Cluster::WaitUntilReady() {
+  return impl_->WaitUntilReady();
+}
+void Cluster::Cancel(absl::Status why) {
+  impl_->Fail(std::move(why));
+}
+absl::Status Cluster::failure() const {
+  return impl_->failure();
+}
+int32_t Cluster::num_blocks() const {
+  return impl_->num_blocks();
+}
+std::vector<RankReport> Cluster::reports() const {
+  return impl_->reports();
+}
+WorkerLink& Cluster::link() {
+  return *impl_;
+}
+void Cluster::Stop(const absl::Status& why, absl::Time deadline) {
+  impl_->Stop(why, deadline);
+}
 
 }  // namespace polyreme::engine

@@ -1,7 +1,9 @@
-// Who has joined, and the way to them: the cluster's listener, the meeting, and one stream per worker.
+// Who has joined, and the way to them: the cluster's listener, the meeting, and one stream per
+// worker.
 //
-// Workers dial in and prove the job token; the coordinator compares what each of them runs (binary, settings, checkpoint) with its
-// own before anything is loaded, and names the host and rank that differs.
+// Workers dial in and prove the job token; the coordinator compares what each of them runs (binary,
+// settings, checkpoint) with its own before anything is loaded, and names the host and rank that
+// differs.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +22,16 @@ namespace polyreme::engine {
 struct ClusterOptions {
   plan::Topology topology;
   std::string listen_address = "127.0.0.1";
-  int32_t port = 0;                       // 0: any free one
+  int32_t port = 0;  // 0: any free one
   std::string job_token;
-  std::string build_id;                   // of this executable
-  std::string settings;                   // "name=value" lines all ranks must share
-  std::string checkpoint;                 // fingerprint
+  std::string build_id;    // of this executable
+  std::string settings;    // "name=value" lines all ranks must share
+  std::string checkpoint;  // fingerprint
   absl::Duration join_timeout = absl::Seconds(120);
   Epoch epoch{1};
-  int32_t num_blocks = 0;                 // cache blocks by hand; 0: from the ranks' memory
-  int32_t num_blocks_max = 0;             // more are never needed
-  int32_t num_blocks_min = 1;             // fewer cannot serve one sequence
+  int32_t num_blocks = 0;      // cache blocks by hand; 0: from the ranks' memory
+  int32_t num_blocks_max = 0;  // more are never needed
+  int32_t num_blocks_min = 1;  // fewer cannot serve one sequence
 };
 
 // What one rank holds, for the ready line.
@@ -49,24 +51,27 @@ class Cluster {
   static absl::StatusOr<std::unique_ptr<Cluster>> Listen(const ClusterOptions& options);
   ~Cluster();
 
-  std::string address() const;            // "127.0.0.1:41234"
+  std::string address() const;  // "127.0.0.1:41234"
 
-  // Waits until all ranks have joined, loaded their weights and met in their process group; logs progress. Errors name ranks and
-  // hosts: DeadlineExceeded for those that did not come within the join timeout, FailedPrecondition for one that differs,
-  // AlreadyExists for a rank that came twice, Unavailable for one that was lost.
+  // Waits until all ranks have joined, loaded their weights and met in their process group; logs
+  // progress. Errors name ranks and hosts: DeadlineExceeded for those that did not come within the
+  // join timeout, FailedPrecondition for one that differs, AlreadyExists for a rank that came
+  // twice, Unavailable for one that was lost.
   absl::Status WaitUntilReady();
 
   // Ends WaitUntilReady and every Await with `why`. Any thread.
   void Cancel(absl::Status why);
 
-  // Why the cluster has ended, or ok: an idle engine awaits nothing and would not notice a lost worker.
+  // Why the cluster has ended, or ok: an idle engine awaits nothing and would not notice a lost
+  // worker.
   absl::Status failure() const;
 
-  int32_t num_blocks() const;             // after WaitUntilReady
+  int32_t num_blocks() const;  // after WaitUntilReady
   std::vector<RankReport> reports() const;
   WorkerLink& link();
 
-  // Tells all workers to end (ok: in order; otherwise with the reason) and waits for their streams to close until `deadline`.
+  // Tells all workers to end (ok: in order; otherwise with the reason) and waits for their streams
+  // to close until `deadline`.
   void Stop(const absl::Status& why, absl::Time deadline);
 
  private:

@@ -52,9 +52,9 @@ class Engine::Impl {
                                       num_queued, options_.max_waiting, num_choices),
                     "full");
     }
-    auto stream = std::make_shared<TokenStream>(
-        options_.stream_capacity + kPiecesPerChoice * num_choices,
-        [signals = signals_] { ++signals->num_cancels; });
+    auto stream =
+        std::make_shared<TokenStream>(options_.stream_capacity + kPiecesPerChoice * num_choices,
+                                      [signals = signals_] { ++signals->num_cancels; });
     signals_->num_queued += num_choices;
     absl::Status sent =
         mailbox_.TryPush({std::move(request), *std::move(stops), stream, clock_.Now()});
@@ -84,7 +84,8 @@ class Engine::Impl {
       mailbox_.Close(Unavailable("the engine has stopped"));
       changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_patience),
                         [&] { return phase_ == Phase::kEnded; });
-      // A worker that hangs holds the engine thread inside Await: only the end of the epoch frees it.
+      // A worker that hangs holds the engine thread inside Await: only the end of the epoch frees
+      // it.
       if (phase_ != Phase::kEnded) link_.Abort(options_.epoch);
     }
     if (thread_.joinable()) thread_.join();
@@ -118,13 +119,14 @@ class Engine::Impl {
   enum class Phase { kNew, kServing, kDraining, kStopping, kEnded };
   // What the engine thread last said of itself.
   struct Snapshot {
-    int64_t num_taken = 0;      // submissions out of the mailbox
+    int64_t num_taken = 0;  // submissions out of the mailbox
     int32_t num_requests = 0;
     int32_t num_running = 0;
     int32_t num_waiting = 0;
     int64_t steps_committed = 0;
   };
-  // A step gives every choice a piece: room for a few steps of all of them, beside the stream's capacity.
+  // A step gives every choice a piece: room for a few steps of all of them, beside the stream's
+  // capacity.
   static constexpr int32_t kPiecesPerChoice = 16;
 
   absl::Status CheckRequest(const GenerateRequest& request) const {
@@ -138,11 +140,15 @@ class Engine::Impl {
   absl::Status CheckServing() const {
     if (!failure_.ok()) return failure_;
     switch (phase_) {
-      case Phase::kServing: return absl::OkStatus();
-      case Phase::kNew: return Unavailable("the engine has not started");
-      case Phase::kDraining: return Unavailable("the server is shutting down");
+      case Phase::kServing:
+        return absl::OkStatus();
+      case Phase::kNew:
+        return Unavailable("the engine has not started");
+      case Phase::kDraining:
+        return Unavailable("the server is shutting down");
       case Phase::kStopping:
-      case Phase::kEnded: break;
+      case Phase::kEnded:
+        break;
     }
     return Unavailable("the engine has stopped");
   }
@@ -169,7 +175,8 @@ class Engine::Impl {
     End(why);
   }
 
-  // Shows others how far the thread is; what they want of it comes back: Unavailable if it is to end.
+  // Shows others how far the thread is; what they want of it comes back: Unavailable if it is to
+  // end.
   absl::Status Publish() {
     const std::lock_guard lock(mutex_);
     if (core_.steps_committed() > seen_.steps_committed || seen_.num_requests == 0) {
@@ -216,15 +223,15 @@ class Engine::Impl {
   const Clock& clock_;
   Metrics& metrics_;
   const std::shared_ptr<EngineSignals> signals_;
-  EngineCore core_;               // engine thread, once started
-  int64_t num_taken_ = 0;         // engine thread
-  std::atomic<bool> gives_up_ = false;   // the time to drain is over
+  EngineCore core_;                     // engine thread, once started
+  int64_t num_taken_ = 0;               // engine thread
+  std::atomic<bool> gives_up_ = false;  // the time to drain is over
   BoundedQueue<Submission> mailbox_;
   std::thread thread_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  Phase phase_ = Phase::kNew;     // guarded by mutex_, and so on
+  Phase phase_ = Phase::kNew;  // guarded by mutex_, and so on
   absl::Status failure_;
   int64_t num_submitted_ = 0;
   Snapshot seen_;
@@ -236,13 +243,21 @@ Engine::Engine(const EngineOptions& options, const ModelLimits& model, WorkerLin
     : impl_(std::make_unique<Impl>(options, model, link, tokenizer, clock, metrics)) {}
 Engine::~Engine() = default;
 
-void Engine::Start() { impl_->Start(); }
+void Engine::Start() {
+  impl_->Start();
+}
 absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerateRequest request) {
   return impl_->Submit(std::move(request));
 }
-void Engine::Drain(absl::Time deadline) { impl_->Drain(deadline); }
-void Engine::Stop() { impl_->Stop(); }
-EngineHealth Engine::health() const { return impl_->health(); }
+void Engine::Drain(absl::Time deadline) {
+  impl_->Drain(deadline);
+}
+void Engine::Stop() {
+  impl_->Stop();
+}
+EngineHealth Engine::health() const {
+  return impl_->health();
+}
 absl::Status Engine::WaitUntilFailed(absl::Time deadline) {
   return impl_->WaitUntilFailed(deadline);
 }

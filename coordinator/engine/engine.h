@@ -1,5 +1,6 @@
-// The engine thread: mailbox -> Plan -> Submit -> Await -> Commit -> output. It owns the scheduler, every sequence and the list
-// of steps in flight; everything else talks to it through Submit and TokenStream::Cancel.
+// The engine thread: mailbox -> Plan -> Submit -> Await -> Commit -> output. It owns the scheduler,
+// every sequence and the list of steps in flight; everything else talks to it through Submit and
+// TokenStream::Cancel.
 #pragma once
 
 #include <cstdint>
@@ -25,25 +26,27 @@ class Metrics;
 
 struct EngineOptions {
   step::StepLimits limits;
-  int32_t stages = 1;                    // pipeline stages: cohorts, and stages + 1 steps in flight
-  int32_t max_num_seqs = 256;            // sequences running at once
-  int32_t max_num_batched_tokens = 2048; // tokens of one step
+  int32_t stages = 1;          // pipeline stages: cohorts, and stages + 1 steps in flight
+  int32_t max_num_seqs = 256;  // sequences running at once
+  int32_t max_num_batched_tokens = 2048;  // tokens of one step
   int32_t max_waiting = limits::kMaxWaitingSequences;
   int32_t stream_capacity = limits::kTokenStreamCapacity;
   absl::Duration step_patience = limits::kStepPatience;
-  absl::Duration stop_patience = limits::kEngineStopPatience;   // for a step that runs when the engine is stopped
+  absl::Duration stop_patience =
+      limits::kEngineStopPatience;  // for a step that runs when the engine is stopped
   Epoch epoch{1};
-  std::optional<uint64_t> seed;          // of the seeds drawn for requests without one; absent: from the system
+  std::optional<uint64_t>
+      seed;  // of the seeds drawn for requests without one; absent: from the system
 };
 
 // A snapshot for /health and for people.
 struct EngineHealth {
-  bool serving = false;                  // accepts requests and steps make progress
-  std::string reason;                    // why not
+  bool serving = false;  // accepts requests and steps make progress
+  std::string reason;    // why not
   int32_t num_running = 0;
   int32_t num_waiting = 0;
   int64_t steps_committed = 0;
-  absl::Duration since_progress;         // since the last commit while work is pending; zero when idle
+  absl::Duration since_progress;  // since the last commit while work is pending; zero when idle
 };
 
 class Engine {
@@ -55,11 +58,11 @@ class Engine {
 
   // Starts the engine thread.
   void Start();
-  // Validates and queues. InvalidArgument; ResourceExhausted when the mailbox or the waiting list is full (429, at
-  // once); Unavailable while draining or after a failure. Any thread.
+  // Validates and queues. InvalidArgument; ResourceExhausted when the mailbox or the waiting list
+  // is full (429, at once); Unavailable while draining or after a failure. Any thread.
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerateRequest request);
-  // Stops admitting; what runs may finish until `deadline`, the rest ends with Unavailable. Returns when the engine is idle or at the
-  // deadline. Any thread.
+  // Stops admitting; what runs may finish until `deadline`, the rest ends with Unavailable. Returns
+  // when the engine is idle or at the deadline. Any thread.
   void Drain(absl::Time deadline);
   // Ends the thread; open streams close with Unavailable.
   void Stop();

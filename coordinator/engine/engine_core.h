@@ -1,5 +1,5 @@
-// All that the engine thread owns: the scheduler, the requests it serves, the steps in flight. It has no thread and no clock of
-// its own, so that a test can take it step by step.
+// All that the engine thread owns: the scheduler, the requests it serves, the steps in flight. It
+// has no thread and no clock of its own, so that a test can take it step by step.
 #pragma once
 
 #include <atomic>
@@ -34,11 +34,11 @@ struct Submission {
   absl::Time submitted;
 };
 
-// What other threads see of the engine thread's work, and tell it. Shared, since a client may hold its stream longer than
-// the engine lives.
+// What other threads see of the engine thread's work, and tell it. Shared, since a client may hold
+// its stream longer than the engine lives.
 struct EngineSignals {
-  std::atomic<int32_t> num_queued = 0;     // sequences accepted by Submit that have not started
-  std::atomic<int64_t> num_cancels = 0;    // calls of TokenStream::Cancel
+  std::atomic<int32_t> num_queued = 0;   // sequences accepted by Submit that have not started
+  std::atomic<int64_t> num_cancels = 0;  // calls of TokenStream::Cancel
 };
 
 class EngineCore {
@@ -60,10 +60,12 @@ class EngineCore {
 
   // Takes a request in. If it cannot be queued its stream says why.
   void Accept(Submission submission);
-  // One round: drops what was cancelled or ran out of time, plans ahead, submits, waits for the oldest step and delivers its tokens.
-  // An error is the link's: no step will be committed any more, until Rewind.
+  // One round: drops what was cancelled or ran out of time, plans ahead, submits, waits for the
+  // oldest step and delivers its tokens. An error is the link's: no step will be committed any
+  // more, until Rewind.
   absl::Status RunOnce();
-  // The workers start over with an empty cache in `epoch`: what ran is computed again, what was delivered stays.
+  // The workers start over with an empty cache in `epoch`: what ran is computed again, what was
+  // delivered stays.
   void Rewind(Epoch epoch);
   // Ends every request with `why`.
   void CloseAll(const absl::Status& why);
@@ -111,7 +113,8 @@ class EngineCore {
   absl::Status PlanAhead();
   void NoteStarted(const step::StepPlan& plan, absl::Time now);
   absl::Status CommitOldest();
-  void Deliver(absl::Span<const sched::TokenEvent> events, const step::StepResult& result, absl::Time now);
+  void Deliver(absl::Span<const sched::TokenEvent> events, const step::StepResult& result,
+               absl::Time now);
   // False: the client is gone, or does not read, and the request has ended.
   bool Send(Request& request, size_t choice, OutputPiece piece, absl::Time now);
   void FinishChoice(Request& request, size_t choice, FinishReason reason, absl::Time now);
@@ -120,7 +123,8 @@ class EngineCore {
   void Forget(Request& request);
   void ObserveStep(const InFlight& step, const step::StepResult& result, absl::Time now);
   void ObserveLoad();
-  sched::SequenceOptions OptionsOf(const GenerateRequest& request, int32_t choice, uint64_t seed) const;
+  sched::SequenceOptions OptionsOf(const GenerateRequest& request, int32_t choice,
+                                   uint64_t seed) const;
 
   const EngineOptions options_;
   const ModelLimits model_;
@@ -129,8 +133,8 @@ class EngineCore {
   sched::Scheduler scheduler_;
   std::mt19937_64 random_;
   absl::flat_hash_map<RequestId, std::unique_ptr<Request>> requests_;
-  absl::flat_hash_map<SequenceId, ChoiceRef> choices_;                // unfinished
-  std::set<std::pair<absl::Time, RequestId>> deadlines_;              // of requests that have one
+  absl::flat_hash_map<SequenceId, ChoiceRef> choices_;    // unfinished
+  std::set<std::pair<absl::Time, RequestId>> deadlines_;  // of requests that have one
   std::deque<InFlight> in_flight_;
   bool idle_ = true;
   RequestId next_request_ = 1;

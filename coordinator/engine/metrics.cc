@@ -24,11 +24,11 @@ const Buckets kFirstTokenSeconds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 
                                     0.75,  1,     2.5,  5,    7.5,  10,   20,   40,  80,   160};
 const Buckets kTokenSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,
                                0.3,   0.4,    0.5,   0.75, 1,     2.5,  5,     10,  20,   40};
-const Buckets kRequestSeconds = {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60,
-                                 120, 240, 480, 960, 1920, 7680};
+const Buckets kRequestSeconds = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                 30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kStepSeconds = {0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02,
                               0.05,   0.1,    0.2,    0.5,   1,     2,     5,    10};
-const Buckets kTokenCounts = {1,    2,    5,     10,    20,    50,     100,    200,   500,
+const Buckets kTokenCounts = {1,    2,    5,    10,    20,    50,    100,    200,   500,
                               1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 const Buckets kDepths = {1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 65};
 
@@ -61,9 +61,11 @@ struct Metrics::Impl {
 
   Twin<Counter> MakeCounter(const std::string& name, const std::string& help, bool in_vllm) {
     Twin<Counter> twin;
-    twin.own = &MakeFamily(prometheus::BuildCounter(), "polyreme_" + name, help, own_labels).Add({});
+    twin.own =
+        &MakeFamily(prometheus::BuildCounter(), "polyreme_" + name, help, own_labels).Add({});
     if (in_vllm && names == Names::kOwnAndVllm) {
-      twin.vllm = &MakeFamily(prometheus::BuildCounter(), "vllm:" + name, help, vllm_labels).Add({});
+      twin.vllm =
+          &MakeFamily(prometheus::BuildCounter(), "vllm:" + name, help, vllm_labels).Add({});
     }
     return twin;
   }
@@ -122,13 +124,14 @@ struct Metrics::Impl {
   Family<Counter>* rank_busy = nullptr;
   Family<Counter>* rank_waiting = nullptr;
   std::mutex rank_mutex;
-  std::vector<RankTimes> ranks;   // guarded by rank_mutex
+  std::vector<RankTimes> ranks;  // guarded by rank_mutex
 };
 
 Metrics::Metrics(const std::string& model_name, Names names)
     : impl_(std::make_unique<Impl>(model_name, names)) {
   Impl& m = *impl_;
-  m.received = m.MakeCounter("requests_received_total", "Requests submitted to the engine", false).own;
+  m.received =
+      m.MakeCounter("requests_received_total", "Requests submitted to the engine", false).own;
   m.refused = m.MakeCounters("requests_refused_total", "Requests refused, by reason");
   m.finished = m.MakeCounters("request_success_total", "Requests that ended, by reason");
   if (names == Names::kOwnAndVllm) {
@@ -144,18 +147,19 @@ Metrics::Metrics(const std::string& model_name, Names names)
                                       "From submission to the first token", kFirstTokenSeconds);
   m.inter_token = m.MakeVllmHistogram("inter_token_latency_seconds",
                                       "Between two tokens of one choice", kTokenSeconds);
-  m.end_to_end = m.MakeVllmHistogram("e2e_request_latency_seconds",
-                                     "From submission to the end", kRequestSeconds);
+  m.end_to_end = m.MakeVllmHistogram("e2e_request_latency_seconds", "From submission to the end",
+                                     kRequestSeconds);
   m.queue = m.MakeVllmHistogram("request_queue_time_seconds",
                                 "From submission until first scheduled", kRequestSeconds);
   m.steps = m.MakeCounter("steps_total", "Steps committed", false).own;
-  m.steps_overlapped =
-      m.MakeCounter("steps_overlapped_total",
-                    "Steps submitted while an earlier step was in flight", false).own;
-  m.step_seconds = m.MakeHistogram("step_seconds", "From submission of a step to its commit", kStepSeconds);
+  m.steps_overlapped = m.MakeCounter("steps_overlapped_total",
+                                     "Steps submitted while an earlier step was in flight", false)
+                           .own;
+  m.step_seconds =
+      m.MakeHistogram("step_seconds", "From submission of a step to its commit", kStepSeconds);
   m.step_rows = m.MakeHistogram("step_rows", "Rows of a step", kTokenCounts);
-  m.in_flight = m.MakeHistogram("steps_in_flight",
-                                "Steps in flight when one is submitted, with it", kDepths);
+  m.in_flight =
+      m.MakeHistogram("steps_in_flight", "Steps in flight when one is submitted, with it", kDepths);
   m.step_tokens = m.MakeVllmHistogram("iteration_tokens_total", "Tokens of a step", kTokenCounts);
   m.running = m.MakeGauge("num_requests_running", "Sequences running");
   m.waiting = m.MakeGauge("num_requests_waiting", "Sequences waiting");
@@ -170,7 +174,9 @@ Metrics::Metrics(const std::string& model_name, Names names)
 
 Metrics::~Metrics() = default;
 
-void Metrics::RequestReceived() { impl_->received->Increment(); }
+void Metrics::RequestReceived() {
+  impl_->received->Increment();
+}
 
 void Metrics::RequestRefused(const char* reason) {
   impl_->refused->Add({{"reason", reason}}).Increment();

@@ -1,5 +1,5 @@
-// Counters, gauges and histograms of the coordinator, on prometheus-cpp. Names are polyreme_*; the vllm: names that
-// dashboards know are added by a switch. Thread-safe.
+// Counters, gauges and histograms of the coordinator, on prometheus-cpp. Names are polyreme_*; the
+// vllm: names that dashboards know are added by a switch. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ class Metrics {
 
   // Requests.
   void RequestReceived();
-  void RequestRefused(const char* reason);              // "full", "invalid", "unavailable"
+  void RequestRefused(const char* reason);  // "full", "invalid", "unavailable"
   void RequestFinished(const char* finish_reason, int32_t prompt_tokens, int32_t output_tokens);
   void ObserveTimeToFirstToken(absl::Duration elapsed);
   void ObserveInterToken(absl::Duration elapsed);
@@ -27,7 +27,7 @@ class Metrics {
   void ObserveQueueTime(absl::Duration elapsed);
   // Engine.
   void StepCommitted(int32_t num_tokens, int32_t num_rows, absl::Duration elapsed);
-  void ObserveInFlight(int32_t steps);                  // how deep plans ran ahead, at each submit
+  void ObserveInFlight(int32_t steps);  // how deep plans ran ahead, at each submit
   void AddRankTime(int32_t rank, absl::Duration busy, absl::Duration waiting);
   void SetRunning(int32_t running, int32_t waiting);
   void SetCacheUsage(double fraction);
@@ -35,7 +35,8 @@ class Metrics {
   void AddGenerationTokens(int64_t tokens);
   void AddPreemptions(int64_t count);
   // HTTP.
-  void HttpResponse(const std::string& route, int code);   // route from the route table, never from the client
+  void HttpResponse(const std::string& route,
+                    int code);  // route from the route table, never from the client
 
   // Prometheus text format.
   std::string Render() const;

@@ -1,5 +1,5 @@
-// Workers without a model: every plan is answered at once, every draw is a hash. For tests and for measuring the
-// coordinator alone.
+// Workers without a model: every plan is answered at once, every draw is a hash. For tests and for
+// measuring the coordinator alone.
 #pragma once
 
 #include <deque>
@@ -8,8 +8,8 @@
 
 namespace polyreme::engine {
 
-// The token drawn for a sequence depends on the sequence and the position alone, so that neither company nor chunking
-// shows. One thread.
+// The token drawn for a sequence depends on the sequence and the position alone, so that neither
+// company nor chunking shows. One thread.
 class NullLink final : public WorkerLink {
  public:
   explicit NullLink(const step::StepLimits& limits);

@@ -6,7 +6,8 @@
 namespace polyreme::engine {
 namespace {
 
-// The workers were asked for as many candidates as draws and prompt scores need together; each gets its own number.
+// The workers were asked for as many candidates as draws and prompt scores need together; each gets
+// its own number.
 TokenScore ToScore(const step::SampleResult& sample, int32_t num_top) {
   TokenScore score{sample.token, sample.logprob, sample.rank, {}};
   const auto count = std::min<int64_t>(std::ssize(sample.top), num_top);
@@ -85,8 +86,9 @@ void ChoiceOutput::End(sched::Finish finish, OutputPiece& piece) {
       return;
     case sched::Finish::kNotFinite:
       piece.finish = FinishReason::kAbort;
-      piece.error = Internal("choice {}: the model's logits are NaN or infinite after {} output tokens",
-                             choice_, num_tokens_);
+      piece.error =
+          Internal("choice {}: the model's logits are NaN or infinite after {} output tokens",
+                   choice_, num_tokens_);
       return;
     case sched::Finish::kNone:
       break;

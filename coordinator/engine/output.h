@@ -1,5 +1,5 @@
-// Committed tokens of one choice to text and stop decisions. Decided token by token, in order, so that the result never
-// depends on timing: what ran on past a stop is dropped and counted nowhere.
+// Committed tokens of one choice to text and stop decisions. Decided token by token, in order, so
+// that the result never depends on timing: what ran on past a stop is dropped and counted nowhere.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ class ChoiceOutput {
 
   // The score of the next prompt token; it goes out with the next piece.
   void AddPromptScore(const step::SampleResult& sample);
-  // The piece of one output token, or of the end without one. `sample` is null with kEnd. A piece whose `finish` is not
-  // kNone is the last; if a stop string ended it, the scheduler does not know yet.
+  // The piece of one output token, or of the end without one. `sample` is null with kEnd. A piece
+  // whose `finish` is not kNone is the last; if a stop string ended it, the scheduler does not know
+  // yet.
   OutputPiece Take(const sched::TokenEvent& event, const step::SampleResult* sample);
 
   int32_t num_tokens() const { return num_tokens_; }
@@ -43,8 +44,8 @@ class ChoiceOutput {
   int32_t num_tokens_ = 0;
   text::Detokenizer detokenizer_;
   text::StopMatcher stops_;
-  std::string characters_;                    // scratch
-  std::vector<TokenScore> prompt_scores_;     // not sent yet
+  std::string characters_;                 // scratch
+  std::vector<TokenScore> prompt_scores_;  // not sent yet
 };
 
 }  // namespace polyreme::engine

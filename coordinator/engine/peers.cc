@@ -37,7 +37,8 @@ Peers::Peers(PeerIdentity expected) : expected_(std::move(expected)) {
 }
 
 absl::Status Peers::Check(const PeerIdentity& peer) const {
-  const std::string who = fmt::format("rank {} on host {} (pid {})", peer.rank, peer.host, peer.pid);
+  const std::string who =
+      fmt::format("rank {} on host {} (pid {})", peer.rank, peer.host, peer.pid);
   if (peer.world_size != expected_.world_size) {
     return FailedPrecondition("{} was started as one of {} ranks, rank 0 on host {} as one of {}",
                               who, peer.world_size, expected_.host, expected_.world_size);
@@ -137,15 +138,16 @@ bool Peers::AllAt(Phase phase) const {
 
 absl::Status Peers::WaitFor(Phase phase, absl::Time deadline) const {
   std::unique_lock lock(mutex_);
-  const bool woken = changed_.wait_until(lock, ToSteady(deadline),
-                                         [&] { return !failure_.ok() || AllAt(phase); });
+  const bool woken =
+      changed_.wait_until(lock, ToSteady(deadline), [&] { return !failure_.ok() || AllAt(phase); });
   if (!failure_.ok()) return failure_;
   if (woken) return absl::OkStatus();
   std::string missing;
   for (size_t r = 0; r < peers_.size(); ++r) {
     if (peers_[r].phase >= phase) continue;
     missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
-    if (!peers_[r].identity.host.empty()) missing += fmt::format(" (host {})", peers_[r].identity.host);
+    if (!peers_[r].identity.host.empty())
+      missing += fmt::format(" (host {})", peers_[r].identity.host);
   }
   return DeadlineExceeded("of {} ranks these did not {} in time: rank {}", peers_.size(),
                           kDeeds[static_cast<size_t>(phase)], missing);

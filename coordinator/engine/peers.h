@@ -1,4 +1,5 @@
-// The ranks of the cluster as the coordinator sees them: who came, what they run, how far they are. No network here.
+// The ranks of the cluster as the coordinator sees them: who came, what they run, how far they are.
+// No network here.
 #pragma once
 
 #include <condition_variable>
@@ -20,7 +21,7 @@ struct PeerIdentity {
   std::string host;
   int64_t pid = 0;
   std::string build_id;
-  std::string settings;     // "name=value" lines
+  std::string settings;  // "name=value" lines
   std::string checkpoint;
 };
 
@@ -45,17 +46,20 @@ class Peers {
   // expected: what every rank must be like; its rank and host are the coordinator's.
   explicit Peers(PeerIdentity expected);
 
-  // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends the launch, named by rank and host.
+  // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends
+  // the launch, named by rank and host.
   absl::Status Join(const PeerIdentity& peer);
   // FailedPrecondition when the rank has not joined, or has attached already.
   absl::Status Attach(int32_t rank);
   void SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total);
-  void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block, int64_t kv_bytes_budget);
+  void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block,
+                 int64_t kv_bytes_budget);
   void SetReady(int32_t rank, const Peer& memory);
   // The first failure stays and ends all waits.
   void Fail(absl::Status why);
 
-  // Waits until every rank is at least at `phase`, or something failed, or `deadline`; the DeadlineExceeded names the ranks that are not.
+  // Waits until every rank is at least at `phase`, or something failed, or `deadline`; the
+  // DeadlineExceeded names the ranks that are not.
   absl::Status WaitFor(Phase phase, absl::Time deadline) const;
   absl::Status failure() const;
   std::vector<Peer> snapshot() const;
@@ -63,14 +67,14 @@ class Peers {
   std::string NameOf(int32_t rank) const;
 
  private:
-  absl::Status Check(const PeerIdentity& peer) const;   // caller holds mutex_
-  bool AllAt(Phase phase) const;                        // caller holds mutex_
+  absl::Status Check(const PeerIdentity& peer) const;  // caller holds mutex_
+  bool AllAt(Phase phase) const;                       // caller holds mutex_
 
   const PeerIdentity expected_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  std::vector<Peer> peers_;      // guarded by mutex_
-  absl::Status failure_;         // guarded by mutex_
+  std::vector<Peer> peers_;  // guarded by mutex_
+  absl::Status failure_;     // guarded by mutex_
 };
 
 }  // namespace polyreme::engine

@@ -16,7 +16,9 @@ constexpr double kMaxRepetitionPenalty = 10;
 constexpr double kMaxLogitBias = 100;
 
 // Also false for NaN.
-bool IsWithin(double value, double low, double high) { return value >= low && value <= high; }
+bool IsWithin(double value, double low, double high) {
+  return value >= low && value <= high;
+}
 
 absl::Status CheckRange(const char* field, double value, double low, double high) {
   if (IsWithin(value, low, high)) return absl::OkStatus();
@@ -97,8 +99,8 @@ absl::Status CheckSampling(const GenerateRequest& r, const ModelLimits& limits) 
                            kMaxRepetitionPenalty, r.repetition_penalty);
   }
   if (std::ssize(r.logit_bias) > limits::kMaxLogitBias) {
-    return InvalidArgument("logit_bias: expected at most {} entries, got {}",
-                           limits::kMaxLogitBias, r.logit_bias.size());
+    return InvalidArgument("logit_bias: expected at most {} entries, got {}", limits::kMaxLogitBias,
+                           r.logit_bias.size());
   }
   for (const auto& [token, bias] : r.logit_bias) {
     if (token < 0 || token >= limits.vocabulary) {
@@ -155,7 +157,8 @@ step::SamplingParams ToSamplingParams(const GenerateRequest& request, const Mode
     params.stop_tokens.insert(params.stop_tokens.end(), request.stop_token_ids.begin(),
                               request.stop_token_ids.end());
   }
-  // One number for draws and scores; the output gives each what it asked for. The prompt is scored once, by choice 0.
+  // One number for draws and scores; the output gives each what it asked for. The prompt is scored
+  // once, by choice 0.
   params.num_logprobs =
       choice == 0 ? std::max(request.logprobs, request.prompt_logprobs) : request.logprobs;
   return params;

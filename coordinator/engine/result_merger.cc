@@ -63,7 +63,8 @@ absl::StatusOr<step::StepResult> ResultMerger::Await(StepId step, absl::Time dea
   if (!woken) {
     std::string missing;
     for (size_t r = 0; r < pending_.front().answered.size(); ++r) {
-      if (!pending_.front().answered[r]) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
+      if (!pending_.front().answered[r])
+        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
     }
     return DeadlineExceeded("step {} was not answered in time by rank {}", step.value, missing);
   }

@@ -20,12 +20,13 @@ class ResultMerger {
 
   // A step was handed to all ranks; steps come in StepId order. The failure, if there was one.
   absl::Status Expect(StepId step);
-  // One rank's answer. A result of another epoch, of a step that is not in flight, or given twice fails everything: it is a
-  // worker that runs wild.
+  // One rank's answer. A result of another epoch, of a step that is not in flight, or given twice
+  // fails everything: it is a worker that runs wild.
   void Add(Rank rank, step::StepResult result);
   // Ends all waits, now and later. The first reason stays.
   void Fail(absl::Status why);
-  // Waits for the oldest step in flight, which must be `step`. DeadlineExceeded names the ranks that are missing.
+  // Waits for the oldest step in flight, which must be `step`. DeadlineExceeded names the ranks
+  // that are missing.
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline);
   absl::Status failure() const;
 

@@ -1,7 +1,8 @@
 // All workers as one thing: plans in, results out, in StepId order.
 //
-// Implementations: gRPC streams (grpc_worker_link), threads of this process (deploy/cli/local_cluster), a null model that answers at
-// once (bench coordinator), and later the simulator. The seam that lets the coordinator be tested without a worker.
+// Implementations: gRPC streams (grpc_worker_link), threads of this process
+// (deploy/cli/local_cluster), a null model that answers at once (bench coordinator), and later the
+// simulator. The seam that lets the coordinator be tested without a worker.
 #pragma once
 
 #include "absl/time/time.h"
@@ -14,10 +15,12 @@ namespace polyreme::engine {
 class WorkerLink {
  public:
   virtual ~WorkerLink() = default;
-  // Hands the plan to every worker and returns at once. Unavailable when a worker is lost. Engine thread.
+  // Hands the plan to every worker and returns at once. Unavailable when a worker is lost. Engine
+  // thread.
   virtual absl::Status Submit(const step::StepPlan& plan) = 0;
-  // Waits until every worker has answered `step`, the oldest in flight; the merged result. Unavailable names the lost rank,
-  // DeadlineExceeded the ranks that have not answered. Engine thread.
+  // Waits until every worker has answered `step`, the oldest in flight; the merged result.
+  // Unavailable names the lost rank, DeadlineExceeded the ranks that have not answered. Engine
+  // thread.
   virtual absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) = 0;
   // Ends the epoch on all workers; every Await fails from now on. Any thread.
   virtual void Abort(Epoch epoch) noexcept = 0;

@@ -1,4 +1,5 @@
-// Block ids with reference counts. Knows nothing of memory: block 17 means the same logical block on every worker.
+// Block ids with reference counts. Knows nothing of memory: block 17 means the same logical block
+// on every worker.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ class BlockAllocator {
 
   const int32_t tokens_per_block_;
   std::vector<int32_t> references_;
-  std::vector<BlockId> free_;   // a stack
+  std::vector<BlockId> free_;  // a stack
 };
 
 }  // namespace polyreme::sched

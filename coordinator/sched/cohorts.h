@@ -1,5 +1,5 @@
-// The running sequences, dealt into one cohort per pipeline stage: a step carries one cohort, so that while one is in
-// the last stage another is in the first.
+// The running sequences, dealt into one cohort per pipeline stage: a step carries one cohort, so
+// that while one is in the last stage another is in the first.
 #pragma once
 
 #include <cstdint>
@@ -27,11 +27,13 @@ class Cohorts {
   void Remove(const Sequence* sequence);
   void Clear();
 
-  // Whether `cohort` may take one more if `total` sequences are to be dealt so that no two cohorts differ by more than one.
+  // Whether `cohort` may take one more if `total` sequences are to be dealt so that no two cohorts
+  // differ by more than one.
   bool HasRoom(int32_t cohort, int32_t total) const;
   // Moves the youngest of the largest cohort to `cohort` if that is smaller by two or more.
   void Balance(int32_t cohort);
-  // The youngest of all that stands after `sequence` and has no row in step `step`; nullptr if there is none.
+  // The youngest of all that stands after `sequence` and has no row in step `step`; nullptr if
+  // there is none.
   Sequence* YoungestAfter(const Sequence& sequence, StepId step) const;
 
  private:

@@ -25,7 +25,8 @@ void PlanBuilder::Start(StepId id, Epoch epoch, Budget budget, StepRecord* recor
 int32_t PlanBuilder::RoomFor(const Sequence& sequence) const {
   if (left_.samples == 0) return 0;
   const int32_t room = std::min(sequence.num_to_plan(), left_.tokens);
-  // Each position of a scored prompt is a sample of its own; other rows have at most the draw at their end.
+  // Each position of a scored prompt is a sample of its own; other rows have at most the draw at
+  // their end.
   const bool scores = sequence.num_score_planned() < sequence.num_prompt_tokens();
   return sequence.scores_prompt() && scores ? std::min(room, left_.samples) : room;
 }
@@ -44,8 +45,8 @@ void PlanBuilder::AddRow(Sequence& sequence, int32_t num_tokens) {
   RowRecord& row = record_->rows.emplace_back();
   row.sequence = &sequence;
   const int32_t end = sequence.num_planned() + num_tokens;
-  row.ends_prompt = sequence.num_planned() < sequence.num_prompt_tokens() &&
-                    end >= sequence.num_prompt_tokens();
+  row.ends_prompt =
+      sequence.num_planned() < sequence.num_prompt_tokens() && end >= sequence.num_prompt_tokens();
   AddTokens(sequence, num_tokens);
   AddSamples(sequence, num_tokens, row);
   std::optional<int32_t> draw;
@@ -56,11 +57,10 @@ void PlanBuilder::AddRow(Sequence& sequence, int32_t num_tokens) {
 void PlanBuilder::SendBlocks(Sequence& sequence) {
   const absl::Span<const BlockId> blocks = sequence.unsent_blocks();
   if (blocks.empty()) return;
-  const bool opened_here =
-      !plan_.opened.empty() && plan_.opened.back().sequence == sequence.id();
-  std::vector<BlockId>& sent = opened_here
-                                   ? plan_.opened.back().blocks
-                                   : plan_.appended.emplace_back(step::SlotAppend{sequence.slot(), {}}).blocks;
+  const bool opened_here = !plan_.opened.empty() && plan_.opened.back().sequence == sequence.id();
+  std::vector<BlockId>& sent =
+      opened_here ? plan_.opened.back().blocks
+                  : plan_.appended.emplace_back(step::SlotAppend{sequence.slot(), {}}).blocks;
   sent.assign(blocks.begin(), blocks.end());
   sequence.MarkBlocksSent();
 }

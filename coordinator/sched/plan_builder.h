@@ -1,4 +1,5 @@
-// One StepPlan in the making, with what is left of its budgets, and the record by which Commit will read the answer.
+// One StepPlan in the making, with what is left of its budgets, and the record by which Commit will
+// read the answer.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +10,14 @@
 
 namespace polyreme::sched {
 
-// Whose row a planned step holds, and which of its samples are that row's: scores first, then at most one draw.
+// Whose row a planned step holds, and which of its samples are that row's: scores first, then at
+// most one draw.
 struct RowRecord {
   Sequence* sequence = nullptr;
   int32_t first_sample = 0;
   int32_t num_scores = 0;
   bool draws = false;
-  bool ends_prompt = false;          // the row holds the prompt's last token
+  bool ends_prompt = false;  // the row holds the prompt's last token
 };
 struct StepRecord {
   StepId id;
@@ -36,7 +38,8 @@ class PlanBuilder {
   bool empty() const { return plan_.rows.empty(); }
   // Positions that a row of `sequence` may still have: what is left to plan, within the budgets.
   int32_t RoomFor(const Sequence& sequence) const;
-  // Tells the workers of `sequence`, which has just been opened. Its blocks follow with its row, in this plan.
+  // Tells the workers of `sequence`, which has just been opened. Its blocks follow with its row, in
+  // this plan.
   void Open(const Sequence& sequence);
   // Adds a row of `num_tokens` <= RoomFor positions whose blocks the sequence holds.
   void AddRow(Sequence& sequence, int32_t num_tokens);

@@ -31,16 +31,16 @@ absl::Status Scheduler::CheckFits(const SchedulerLimits& limits, int32_t num_pro
   const int64_t positions = int64_t{num_prompt_tokens} + std::max(0, max_tokens - 1);
   const int64_t needed = std::min<int64_t>(positions, limits.step.max_model_len);
   if (needed > capacity) {
-    return InvalidArgument("prompt and max_tokens: expected at most {} tokens, which is all the "
-                           "cache there is, got {} + {}",
-                           capacity, num_prompt_tokens, max_tokens);
+    return InvalidArgument(
+        "prompt and max_tokens: expected at most {} tokens, which is all the "
+        "cache there is, got {} + {}",
+        capacity, num_prompt_tokens, max_tokens);
   }
   return absl::OkStatus();
 }
 
 absl::Status Scheduler::Admit(std::unique_ptr<Sequence> sequence) {
-  RETURN_IF_ERROR(
-      CheckFits(limits_, sequence->num_prompt_tokens(), sequence->max_output_tokens()));
+  RETURN_IF_ERROR(CheckFits(limits_, sequence->num_prompt_tokens(), sequence->max_output_tokens()));
   if (num_waiting() >= limits_.max_waiting) {
     return ResourceExhausted("{} sequences are waiting, as many as may", limits_.max_waiting);
   }
@@ -139,7 +139,8 @@ int32_t Scheduler::Reserve(Sequence& sequence, int32_t wanted) {
 }
 
 std::optional<BlockId> Scheduler::TakeByPreempting(const Sequence& sequence) {
-  // Who has a row in this plan already is spared: then the plan is not empty, and this sequence's turn comes later.
+  // Who has a row in this plan already is spared: then the plan is not empty, and this sequence's
+  // turn comes later.
   while (Sequence* victim = cohorts_.YoungestAfter(sequence, next_step_)) {
     Preempt(*victim);
     if (std::optional<BlockId> block = blocks_.Take(); block.has_value()) return block;
@@ -282,7 +283,7 @@ void Scheduler::Rewind(Epoch epoch) {
       waiting_.insert(&sequence);
     }
   }
-  closed_.clear();   // the workers start with an empty slot table
+  closed_.clear();  // the workers start with an empty slot table
   for (auto it = sequences_.begin(); it != sequences_.end();) {
     it->second->ForgetSteps();
     const auto current = it++;

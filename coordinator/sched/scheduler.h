@@ -1,13 +1,15 @@
 // Decides what each step computes. Pure and single-threaded: no clock, no I/O, no log.
 //
-// Plan runs ahead of Commit by up to stages + 1 steps: a row's token may be one that an earlier step is still drawing, and
-// the plan then names that draw. Within a step, decode rows come first, then prompt chunks of running sequences, then
-// admissions, each group in order of (priority, arrival), until tokens, samples or blocks are spent. When blocks run out
-// the youngest sequence is preempted: it goes back to waiting with its tokens and is computed again. Under pipeline
-// parallelism the running sequences are dealt into one cohort per stage and a step carries one cohort.
+// Plan runs ahead of Commit by up to stages + 1 steps: a row's token may be one that an earlier
+// step is still drawing, and the plan then names that draw. Within a step, decode rows come first,
+// then prompt chunks of running sequences, then admissions, each group in order of (priority,
+// arrival), until tokens, samples or blocks are spent. When blocks run out the youngest sequence is
+// preempted: it goes back to waiting with its tokens and is computed again. Under pipeline
+// parallelism the running sequences are dealt into one cohort per stage and a step carries one
+// cohort.
 //
-// Blocks are freed at once, although steps in flight may still use them: every worker runs steps in order, so whoever
-// takes a block next writes it after its last reader.
+// Blocks are freed at once, although steps in flight may still use them: every worker runs steps in
+// order, so whoever takes a block next writes it after its last reader.
 #pragma once
 
 #include <cstdint>
@@ -30,46 +32,52 @@ namespace polyreme::sched {
 struct SchedulerLimits {
   step::StepLimits step;
   int32_t stages = 1;
-  int32_t max_num_seqs = 1;             // running at once
-  int32_t max_num_batched_tokens = 1;   // of one step
-  int32_t max_waiting = 1;              // that Admit may queue
+  int32_t max_num_seqs = 1;            // running at once
+  int32_t max_num_batched_tokens = 1;  // of one step
+  int32_t max_waiting = 1;             // that Admit may queue
 };
 
 // What a committed step did for one sequence.
 struct TokenEvent {
   enum class Kind : uint8_t {
-    kToken,         // an output token
-    kPromptScore,   // the log-probability of a prompt token; they come in order, from token 1 on
-    kEnd,           // ended without a token: `finish` is kLength (the prompt is scored) or kNotFinite
+    kToken,        // an output token
+    kPromptScore,  // the log-probability of a prompt token; they come in order, from token 1 on
+    kEnd,  // ended without a token: `finish` is kLength (the prompt is scored) or kNotFinite
   };
   SequenceId sequence;
   Kind kind = Kind::kToken;
   TokenId token = 0;
-  int32_t sample = -1;                  // where in StepResult::samples; -1 of kEnd
-  Finish finish = Finish::kNone;        // not kNone: the last event of this sequence
+  int32_t sample = -1;            // where in StepResult::samples; -1 of kEnd
+  Finish finish = Finish::kNone;  // not kNone: the last event of this sequence
   friend bool operator==(const TokenEvent&, const TokenEvent&) = default;
 };
 
 class Scheduler {
  public:
-  // `blocks` is borrowed and outlives the scheduler; all its blocks are free. Limits are consistent (CHECK).
+  // `blocks` is borrowed and outlives the scheduler; all its blocks are free. Limits are consistent
+  // (CHECK).
   Scheduler(const SchedulerLimits& limits, BlockAllocator& blocks);
   ~Scheduler();
 
-  // Whether a sequence of so many tokens can run when it is alone. InvalidArgument with both numbers.
+  // Whether a sequence of so many tokens can run when it is alone. InvalidArgument with both
+  // numbers.
   static absl::Status CheckFits(const SchedulerLimits& limits, int32_t num_prompt_tokens,
                                 int32_t max_tokens);
 
-  // Queues a sequence. InvalidArgument if it can never fit; ResourceExhausted if max_waiting are waiting.
+  // Queues a sequence. InvalidArgument if it can never fit; ResourceExhausted if max_waiting are
+  // waiting.
   absl::Status Admit(std::unique_ptr<Sequence> sequence);
-  // Ends a sequence: its blocks are free when this returns and it has no events any more. Unknown ids are ignored: they have
-  // ended.
+  // Ends a sequence: its blocks are free when this returns and it has no events any more. Unknown
+  // ids are ignored: they have ended.
   void Cancel(SequenceId sequence);
-  // The next step; nullptr when nothing is runnable or stages + 1 steps are in flight. Valid until the next call.
+  // The next step; nullptr when nothing is runnable or stages + 1 steps are in flight. Valid until
+  // the next call.
   const step::StepPlan* Plan();
-  // Takes the answer to the oldest step in flight. Events are valid until the next call. Internal if it answers something else.
+  // Takes the answer to the oldest step in flight. Events are valid until the next call. Internal
+  // if it answers something else.
   absl::StatusOr<absl::Span<const TokenEvent>> Commit(const step::StepResult& result);
-  // Forgets all cache and all steps in flight, keeps all tokens: what ran waits again, in order. Steps count from 0.
+  // Forgets all cache and all steps in flight, keeps all tokens: what ran waits again, in order.
+  // Steps count from 0.
   void Rewind(Epoch epoch);
 
   int32_t num_running() const { return cohorts_.size(); }
@@ -87,14 +95,16 @@ class Scheduler {
   void PlanRunning(int32_t cohort);
   void PlanWaiting(int32_t cohort);
   void TryAddRow(Sequence& sequence);
-  // Gives `sequence` blocks for up to `wanted` positions more; preempts only if it would get none. Returns how many fit.
+  // Gives `sequence` blocks for up to `wanted` positions more; preempts only if it would get none.
+  // Returns how many fit.
   int32_t Reserve(Sequence& sequence, int32_t wanted);
   std::optional<BlockId> TakeByPreempting(const Sequence& sequence);
   // Blocks that `sequence` lacks to hold all its tokens and grow by one block.
   int32_t Demand(const Sequence& sequence) const;
   bool FitsBesideRunning(int32_t demand) const;
-  // Who holds the full blocks of this sequence's prompt, and how many it may share. No member of its group runs: nobody and
-  // none. nullopt: one is still on its way through the prompt, and waiting for it is cheaper than to compute it twice.
+  // Who holds the full blocks of this sequence's prompt, and how many it may share. No member of
+  // its group runs: nobody and none. nullopt: one is still on its way through the prompt, and
+  // waiting for it is cheaper than to compute it twice.
   struct Donor {
     const Sequence* sequence = nullptr;
     int32_t num_blocks = 0;
@@ -111,13 +121,14 @@ class Scheduler {
 
   const SchedulerLimits limits_;
   BlockAllocator& blocks_;
-  absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> sequences_;   // until ended and committed
+  absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>>
+      sequences_;  // until ended and committed
   std::set<Sequence*, ByOrder> waiting_;
   Cohorts cohorts_;
-  std::vector<SlotId> free_slots_;      // a stack
-  std::vector<SlotId> closed_;          // that the next plan closes
+  std::vector<SlotId> free_slots_;  // a stack
+  std::vector<SlotId> closed_;      // that the next plan closes
   PlanBuilder builder_;
-  std::vector<StepRecord> records_;     // a ring: in flight, oldest first, from oldest_ on
+  std::vector<StepRecord> records_;  // a ring: in flight, oldest first, from oldest_ on
   int32_t oldest_ = 0;
   int32_t num_in_flight_ = 0;
   std::vector<TokenEvent> events_;

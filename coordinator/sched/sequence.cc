@@ -26,7 +26,8 @@ int32_t Sequence::max_positions() const {
 }
 
 int32_t Sequence::num_to_plan() const {
-  // A third step would need a token two draws away, and a drafted future is worth nothing once the sequence stops.
+  // A third step would need a token two draws away, and a drafted future is worth nothing once the
+  // sequence stops.
   if (steps_in_flight_ >= 2) return 0;
   return std::min(num_known(), max_positions()) - num_planned_;
 }

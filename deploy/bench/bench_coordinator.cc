@@ -35,7 +35,9 @@ double Quantile(std::vector<double> values, double q) {
   return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))];
 }
 
-int64_t HeapBytes() { return static_cast<int64_t>(mallinfo2().uordblks); }
+int64_t HeapBytes() {
+  return static_cast<int64_t>(mallinfo2().uordblks);
+}
 
 engine::EngineOptions OptionsFor(const BenchCoordinatorOptions& bench, int32_t context) {
   engine::EngineOptions options;
@@ -146,8 +148,7 @@ absl::StatusOr<StepTimes> MeasureSteps(const BenchCoordinatorOptions& bench, int
     times.whole.push_back(times.plan.back() + times.encode.back() + times.decode.back() +
                           times.commit.back());
   }
-  times.heap_bytes_per_step =
-      static_cast<double>(HeapBytes() - heap_before) / bench.num_steps;
+  times.heap_bytes_per_step = static_cast<double>(HeapBytes() - heap_before) / bench.num_steps;
   times.plan_bytes /= bench.num_steps;
   return times;
 }
@@ -184,8 +185,8 @@ absl::StatusOr<std::unique_ptr<const text::Tokenizer>> ByteTokenizer() {
     text::AppendUtf8(text::AlphabetCharacter(static_cast<uint8_t>(byte)), character);
     vocabulary.Set(character, byte);
   }
-  const Json byte_level = Json::MakeObject(
-      {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}});
+  const Json byte_level =
+      Json::MakeObject({{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}});
   const Json tokenizer = Json::MakeObject(
       {{"pre_tokenizer", byte_level},
        {"decoder", Json::MakeObject({{"type", "ByteLevel"}})},
@@ -277,11 +278,12 @@ absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::st
         "{:>10} {:>8.2f} {:>9.1f}\n",
         context, Quantile(t.plan, 0.5), Quantile(t.encode, 0.5), Quantile(t.decode, 0.5),
         Quantile(t.commit, 0.5), Quantile(t.whole, 0.5), Quantile(t.whole, 0.99),
-        Quantile(rounds, 0.5), Quantile(rounds, 0.99), t.plan_bytes,
-        CopyMicroseconds(t.plan_bytes), t.heap_bytes_per_step);
+        Quantile(rounds, 0.5), Quantile(rounds, 0.99), t.plan_bytes, CopyMicroseconds(t.plan_bytes),
+        t.heap_bytes_per_step);
   }
   *table +=
-      "\nround: the engine's whole round (plan, commit, text, stop strings, streams, metrics) without wire or workers\n";
+      "\nround: the engine's whole round (plan, commit, text, stop strings, streams, metrics) "
+      "without wire or workers\n";
   return absl::OkStatus();
 }
 

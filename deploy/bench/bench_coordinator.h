@@ -12,12 +12,13 @@ namespace polyreme::bench {
 struct BenchCoordinatorOptions {
   int32_t num_sequences = 256;
   std::vector<int32_t> context_tokens = {2048, 32768};
-  int32_t num_steps = 1000;   // measured, in steady decode
+  int32_t num_steps = 1000;  // measured, in steady decode
 };
 
-// For each context: microseconds of a step's parts (Plan; the plan to bytes; the result from bytes; Commit) and of the
-// engine's whole round with text, stops, streams and metrics; the plan's bytes, the time that merely copying them takes on this
-// machine, and the bytes by which the heap grew per step. InvalidArgument for sizes that are not positive.
+// For each context: microseconds of a step's parts (Plan; the plan to bytes; the result from bytes;
+// Commit) and of the engine's whole round with text, stops, streams and metrics; the plan's bytes,
+// the time that merely copying them takes on this machine, and the bytes by which the heap grew per
+// step. InvalidArgument for sizes that are not positive.
 absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::string* table);
 
 }  // namespace polyreme::bench

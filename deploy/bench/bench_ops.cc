@@ -10,6 +10,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
+#include "deploy/bench/ceilings.h"
 #include "parallel/base/clock.h"
 #include "worker/backend/cpu/cpu_backend.h"
 #include "worker/backend/cpu/cpu_device.h"
@@ -22,48 +23,10 @@ namespace {
 namespace cpu = backend::cpu;
 
 constexpr int64_t kTokenCounts[] = {1, 2, 4, 8, 16, 64, 256};
-constexpr int kRounds = 9;
-constexpr double kRoundSeconds = 2e-3;
-constexpr int64_t kReadTaskFloats = 64 << 10;
 // Copies of a weight are cycled through, so that a product finds its weight where a whole step
 // would leave it: not in the caches nearest to the core. Big models need no copies.
 constexpr int64_t kCopiesBytes = int64_t{64} << 20;
 constexpr int32_t kTokensPerBlock = 16;
-
-double SecondsSince(absl::Time start) {
-  return absl::ToDoubleSeconds(MonotonicNow() - start);
-}
-
-// Median seconds of one call of `body`.
-double MedianSeconds(absl::FunctionRef<void()> body) {
-  body();
-  absl::Time start = MonotonicNow();
-  body();
-  const double once = std::max(1e-7, SecondsSince(start));
-  const auto calls = static_cast<int64_t>(std::clamp(kRoundSeconds / once, 1.0, 1e5));
-  std::vector<double> seconds;
-  for (int round = 0; round < kRounds; ++round) {
-    start = MonotonicNow();
-    for (int64_t i = 0; i < calls; ++i) body();
-    seconds.push_back(SecondsSince(start) / static_cast<double>(calls));
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + kRounds / 2, seconds.end());
-  return seconds[kRounds / 2];
-}
-
-// What the machine can do at best, per second.
-struct Ceilings {
-  double bytes = 0;
-  double operations = 0;
-};
-
-struct Cost {
-  double bytes = 0;
-  double operations = 0;
-  double SecondsAtBest(const Ceilings& ceilings) const {
-    return std::max(bytes / ceilings.bytes, operations / ceilings.operations);
-  }
-};
 
 struct Linear {
   std::string name;
@@ -140,38 +103,8 @@ absl::Status OpsBench::MeasureCeilings() {
   int64_t bytes = 0;
   for (const Linear& linear : LinearsOf(model_))
     bytes += linear.count * BytesOf(linear, model_.dtype);
-  bytes = std::min(bytes, backend_->device().FreeBytes() / 4);
-  const int64_t tasks = std::max<int64_t>(1, bytes / (kReadTaskFloats * 4));
-  ASSIGN_OR_RETURN(const TensorView buffer, MakeFloats(Shape({tasks * kReadTaskFloats})));
-  const cpu::Kernels& kernels = cpu::KernelsOf(cpu::BestIsa());
-  backend::ThreadPool pool(num_threads_);
-  std::atomic<bool> odd{false};  // keeps the sums alive
-  const double read_seconds = MedianSeconds([&] {
-    pool.ParallelFor(tasks, [&](int64_t task) {
-      const float sum =
-          kernels.read_all(buffer.As<float>() + task * kReadTaskFloats, kReadTaskFloats);
-      if (sum != sum) odd = true;
-    });
-  });
-  constexpr int64_t kFmaRounds = 4000;
-  std::atomic<int64_t> operations{0};
-  const double fma_seconds = MedianSeconds([&] {
-    operations = 0;
-    pool.ParallelFor(num_threads_ * 16, [&](int64_t) {
-      float result = 0.5f;
-      operations += kernels.multiply_add(kFmaRounds, &result);
-      if (result != result) odd = true;
-    });
-  });
-  CHECK(!odd, "a sum of finite numbers was NaN");
-  ceilings_.bytes = static_cast<double>(buffer.bytes()) / read_seconds;
-  ceilings_.operations = static_cast<double>(operations.load()) / fma_seconds;
-  text_ += fmt::format(
-      "{}, {} thread(s), {}, {}\nat best: reads {:.1f} MB at {:.2f} GB/s, {:.1f} GFLOP/s of "
-      "FMA\n\n",
-      backend_->device().name(), num_threads_, kernels.name,
-      absl::FormatTime("%Y-%m-%d", MonotonicNow(), absl::UTCTimeZone()),
-      static_cast<double>(buffer.bytes()) / 1e6, ceilings_.bytes / 1e9, ceilings_.operations / 1e9);
+  ASSIGN_OR_RETURN(ceilings_, bench::MeasureCeilings(backend_->device(), num_threads_, bytes));
+  text_ += Describe(ceilings_, backend_->device(), num_threads_);
   return absl::OkStatus();
 }
 

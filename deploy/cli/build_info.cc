@@ -9,7 +9,8 @@
 namespace polyreme::cli {
 namespace {
 
-// Looks for the GNU build id among the notes of one loaded object; the first object is the executable.
+// Looks for the GNU build id among the notes of one loaded object; the first object is the
+// executable.
 int ReadBuildId(dl_phdr_info* info, size_t, void* out) {
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const ElfW(Phdr)& segment = info->dlpi_phdr[i];
@@ -20,7 +21,8 @@ int ReadBuildId(dl_phdr_info* info, size_t, void* out) {
       const auto* note = reinterpret_cast<const ElfW(Nhdr)*>(at);
       const char* name = at + sizeof(*note);
       const char* data = name + (note->n_namesz + 3u) / 4u * 4u;
-      if (note->n_type == NT_GNU_BUILD_ID && note->n_namesz == 4 && std::memcmp(name, "GNU", 4) == 0) {
+      if (note->n_type == NT_GNU_BUILD_ID && note->n_namesz == 4 &&
+          std::memcmp(name, "GNU", 4) == 0) {
         for (size_t b = 0; b < note->n_descsz; ++b) {
           *static_cast<std::string*>(out) +=
               fmt::format("{:02x}", static_cast<unsigned>(static_cast<unsigned char>(data[b])));

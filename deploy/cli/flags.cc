@@ -39,7 +39,9 @@ bool ParseNumber(const std::string& text, T& value) {
 
 }  // namespace
 
-void FlagSet::Section(std::string title) { sections_.push_back(std::move(title)); }
+void FlagSet::Section(std::string title) {
+  sections_.push_back(std::move(title));
+}
 
 void FlagSet::Add(std::vector<std::string> names, std::string value_name, std::string help,
                   Setter setter) {
@@ -150,7 +152,8 @@ FlagSet::Setter SetBytes(int64_t* target) {
     std::string digits = text;
     double unit = 1;
     if (!digits.empty() && !std::isdigit(static_cast<unsigned char>(digits.back()))) {
-      const char letter = static_cast<char>(std::toupper(static_cast<unsigned char>(digits.back())));
+      const char letter =
+          static_cast<char>(std::toupper(static_cast<unsigned char>(digits.back())));
       unit = letter == 'K' ? 0x1p10 : letter == 'M' ? 0x1p20 : letter == 'G' ? 0x1p30 : 0;
       digits.pop_back();
     }

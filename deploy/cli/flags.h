@@ -1,7 +1,7 @@
 // Command-line flags as a table: names with aliases, a value, a sentence of help.
 //
-// Accepts `--name value`, `--name=value`, one-dash names of several letters (`-tp 2`, as vLLM has them) and underscores
-// for dashes. (Why not a library: docs/decisions/0005-own-flag-table.md.)
+// Accepts `--name value`, `--name=value`, one-dash names of several letters (`-tp 2`, as vLLM has
+// them) and underscores for dashes. (Why not a library: docs/decisions/0005-own-flag-table.md.)
 #pragma once
 
 #include <cstdint>
@@ -31,9 +31,11 @@ class FlagSet {
   // Accepted, without effect, hidden from help: flags of other servers that change nothing here.
   void Ignore(std::vector<std::string> names, std::string value_name);
 
-  // Sets what the arguments say; what is no flag goes to `positional`. "--" ends the flags. InvalidArgument: an unknown flag (with the
-  // nearest known one), a missing value, a bad value, one flag given twice with different values.
-  absl::Status Parse(const std::vector<std::string>& arguments, std::vector<std::string>& positional);
+  // Sets what the arguments say; what is no flag goes to `positional`. "--" ends the flags.
+  // InvalidArgument: an unknown flag (with the nearest known one), a missing value, a bad value,
+  // one flag given twice with different values.
+  absl::Status Parse(const std::vector<std::string>& arguments,
+                     std::vector<std::string>& positional);
   std::string Help() const;
 
  private:
@@ -42,7 +44,7 @@ class FlagSet {
     std::string value_name;
     std::string help;
     Setter setter;
-    int section = -1;   // -1: hidden
+    int section = -1;  // -1: hidden
   };
   absl::StatusOr<size_t> Find(const std::string& name) const;
 

@@ -42,7 +42,8 @@ absl::StatusOr<engine::GenerateRequest> ReadGenerationDefaults(const std::string
   RETURN_IF_ERROR(
       Annotate(ReadNumber(*config, "repetition_penalty", defaults.repetition_penalty), path));
   if (!(top_k >= -1 && top_k <= limits::kMaxVocabulary)) {
-    return InvalidArgument("{}: top_k: expected -1 to {}, got {}", path, limits::kMaxVocabulary, top_k);
+    return InvalidArgument("{}: top_k: expected -1 to {}, got {}", path, limits::kMaxVocabulary,
+                           top_k);
   }
   defaults.top_k = static_cast<int32_t>(top_k);
   return defaults;

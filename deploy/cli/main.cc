@@ -17,9 +17,12 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"serve", polyreme::cli::RunServe, "start a cluster: the same line on every rank, or alone on one host"},
-    {"bench", polyreme::cli::RunBench, "measure ops, steps or the coordinator against their rooflines"},
-    {"coordinator", polyreme::cli::RunCoordinator, "(started by serve) schedules and answers requests"},
+    {"serve", polyreme::cli::RunServe,
+     "start a cluster: the same line on every rank, or alone on one host"},
+    {"bench", polyreme::cli::RunBench,
+     "measure ops, steps or the coordinator against their rooflines"},
+    {"coordinator", polyreme::cli::RunCoordinator,
+     "(started by serve) schedules and answers requests"},
     {"worker", polyreme::cli::RunWorker, "(started by serve) holds one shard of the model"},
 };
 

@@ -18,42 +18,42 @@ namespace polyreme::cli {
 
 struct ServeConfig {
   // Model.
-  std::string model;                        // a Hugging Face directory
-  std::vector<std::string> served_names;    // empty: the directory's name
+  std::string model;                      // a Hugging Face directory
+  std::vector<std::string> served_names;  // empty: the directory's name
   std::string dtype = "auto";
-  int32_t max_model_len = 0;                // 0: the model's own
-  std::string chat_template;                // a file; empty: the checkpoint's
-  std::string tokenizer;                    // a directory; empty: the model's
+  int32_t max_model_len = 0;  // 0: the model's own
+  std::string chat_template;  // a file; empty: the checkpoint's
+  std::string tokenizer;      // a directory; empty: the model's
 
   // Layout.
   int32_t tensor_parallel_size = 1;
   int32_t pipeline_parallel_size = 1;
-  std::vector<int64_t> pipeline_layers;     // by hand
+  std::vector<int64_t> pipeline_layers;  // by hand
   std::string device = "auto";
-  std::string transport = "auto";           // shm, tcp
-  int32_t cpu_threads = 0;                  // of one rank; 0: the host's cores shared by its ranks
+  std::string transport = "auto";  // shm, tcp
+  int32_t cpu_threads = 0;         // of one rank; 0: the host's cores shared by its ranks
 
   // Cache and steps.
   int32_t block_size = 16;
-  int64_t kv_cache_memory_bytes = 0;        // of one rank; 0: chosen
-  int32_t num_blocks = 0;                   // 0: from the memory
+  int64_t kv_cache_memory_bytes = 0;  // of one rank; 0: chosen
+  int32_t num_blocks = 0;             // 0: from the memory
   int32_t max_num_seqs = 256;
   int32_t max_num_batched_tokens = 2048;
 
   // Launch.
   launch::LaunchFlags launch;
-  std::string coordinator;                  // host:port of the cluster's listener
-  std::string listen_address;               // where this rank's transports listen
-  std::string host_identity;                // in place of the machine's own: two "hosts" on one machine in tests
+  std::string coordinator;     // host:port of the cluster's listener
+  std::string listen_address;  // where this rank's transports listen
+  std::string host_identity;   // in place of the machine's own: two "hosts" on one machine in tests
   std::string job_token_file;
   absl::Duration join_timeout = absl::Seconds(120);
   absl::Duration shutdown_timeout = absl::Seconds(30);
-  std::string meeting_file;                 // internal: where the agent's children find the coordinator
+  std::string meeting_file;  // internal: where the agent's children find the coordinator
 
   // Public faces.
   std::string host = "127.0.0.1";
   int32_t port = 8000;
-  int32_t grpc_port = 0;                    // 0: none unless given
+  int32_t grpc_port = 0;  // 0: none unless given
   std::vector<std::string> api_keys;
   bool vllm_metrics = false;
   bool help = false;
@@ -61,18 +61,21 @@ struct ServeConfig {
 
 // The flags of one sub-command over `config` (borrowed).
 FlagSet ServeFlags(const std::string& usage, ServeConfig& config);
-// Parses `arguments`, takes the model from the positional argument or --model, checks how flags relate.
+// Parses `arguments`, takes the model from the positional argument or --model, checks how flags
+// relate.
 absl::Status ParseServeArguments(const std::vector<std::string>& arguments, FlagSet& flags,
                                  ServeConfig& config);
 
-// "name=value" lines of all that the ranks must agree on; compared at join, so that a differing rank can be told what differs.
+// "name=value" lines of all that the ranks must agree on; compared at join, so that a differing
+// rank can be told what differs.
 std::string SharedSettings(const ServeConfig& config);
 
-// The context length to serve: the flag's or the model's. InvalidArgument if the flag asks for more than the model has.
+// The context length to serve: the flag's or the model's. InvalidArgument if the flag asks for more
+// than the model has.
 absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec);
 // What a step may ask for, the same on the coordinator and every worker.
-absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config, const plan::ModelSpec& spec,
-                                                int32_t num_blocks);
+absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config,
+                                                const plan::ModelSpec& spec, int32_t num_blocks);
 std::string ServedName(const ServeConfig& config);
 
 }  // namespace polyreme::cli

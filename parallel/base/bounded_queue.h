@@ -13,8 +13,8 @@
 
 namespace polyreme {
 
-// First in, first out; any number of producers and consumers. Close is final: pushes fail with its status,
-// pops drain what is left and then fail with it.
+// First in, first out; any number of producers and consumers. Close is final: pushes fail with its
+// status, pops drain what is left and then fail with it.
 template <class T>
 class BoundedQueue {
  public:
@@ -39,8 +39,8 @@ class BoundedQueue {
   absl::Status Push(T item, absl::Time deadline) {
     {
       std::unique_lock lock(mutex_);
-      const bool woken = not_full_.wait_until(
-          lock, ToSteady(deadline), [&] { return closed_ || items_.size() < capacity_; });
+      const bool woken = not_full_.wait_until(lock, ToSteady(deadline),
+                                              [&] { return closed_ || items_.size() < capacity_; });
       if (!woken) return DeadlineExceeded("queue of {} items stayed full", capacity_);
       if (closed_) return why_;
       items_.push_back(std::move(item));
@@ -52,8 +52,8 @@ class BoundedQueue {
   // Waits for an item. DeadlineExceeded, or the status given to Close once drained.
   absl::StatusOr<T> Pop(absl::Time deadline) {
     std::unique_lock lock(mutex_);
-    const bool woken = not_empty_.wait_until(lock, ToSteady(deadline),
-                                             [&] { return closed_ || !items_.empty(); });
+    const bool woken =
+        not_empty_.wait_until(lock, ToSteady(deadline), [&] { return closed_ || !items_.empty(); });
     if (!woken) return DeadlineExceeded("queue stayed empty");
     if (items_.empty()) return why_;
     return Take(lock);
@@ -109,9 +109,9 @@ class BoundedQueue {
   mutable std::mutex mutex_;
   std::condition_variable not_empty_;
   std::condition_variable not_full_;
-  std::deque<T> items_;   // guarded by mutex_
-  bool closed_ = false;   // guarded by mutex_
-  absl::Status why_;      // guarded by mutex_
+  std::deque<T> items_;  // guarded by mutex_
+  bool closed_ = false;  // guarded by mutex_
+  absl::Status why_;     // guarded by mutex_
 };
 
 }  // namespace polyreme

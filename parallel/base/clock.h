@@ -1,5 +1,5 @@
-// Time as an argument. Only this module asks the system what time it is, so that the coordinator can run in
-// virtual time.
+// Time as an argument. Only this module asks the system what time it is, so that the coordinator
+// can run in virtual time.
 #pragma once
 
 #include <chrono>

@@ -7,7 +7,8 @@
 
 namespace polyreme {
 
-// A strongly typed integer: ordered, hashable by abseil, nothing else. `Tag` only tells types apart.
+// A strongly typed integer: ordered, hashable by abseil, nothing else. `Tag` only tells types
+// apart.
 template <class Tag, class Int>
 struct Id {
   using value_type = Int;
@@ -20,12 +21,12 @@ struct Id {
   }
 };
 
-using Rank = Id<struct RankTag, int32_t>;              // a worker process, 0 .. world_size - 1
-using StepId = Id<struct StepTag, int64_t>;            // one forward pass; grows by one within an epoch
-using Epoch = Id<struct EpochTag, int64_t>;            // one life of the process group
-using SequenceId = Id<struct SequenceTag, int64_t>;    // one generation; never reused
-using SlotId = Id<struct SlotTag, int32_t>;            // a sequence as the workers know it; reused
-using BlockId = Id<struct BlockTag, int32_t>;          // one block of the paged KV cache
+using Rank = Id<struct RankTag, int32_t>;    // a worker process, 0 .. world_size - 1
+using StepId = Id<struct StepTag, int64_t>;  // one forward pass; grows by one within an epoch
+using Epoch = Id<struct EpochTag, int64_t>;  // one life of the process group
+using SequenceId = Id<struct SequenceTag, int64_t>;  // one generation; never reused
+using SlotId = Id<struct SlotTag, int32_t>;          // a sequence as the workers know it; reused
+using BlockId = Id<struct BlockTag, int32_t>;        // one block of the paged KV cache
 
 // Token ids live in arrays that go to devices, so they stay plain.
 using TokenId = int32_t;

@@ -9,7 +9,8 @@
 namespace polyreme {
 namespace {
 
-// Builds a Json from nlohmann's events. Keeps its own stack, so depth is bounded by us and not by the C++ stack.
+// Builds a Json from nlohmann's events. Keeps its own stack, so depth is bounded by us and not by
+// the C++ stack.
 class Builder final : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit Builder(int32_t depth_max) : depth_max_(depth_max) {}
@@ -96,7 +97,8 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   std::string error_;
 };
 
-// The length of the UTF-8 sequence at `text`, 0 if it is invalid (overlong, surrogate, beyond U+10FFFF).
+// The length of the UTF-8 sequence at `text`, 0 if it is invalid (overlong, surrogate, beyond
+// U+10FFFF).
 size_t Utf8Length(std::string_view text) {
   const auto byte = [&](size_t i) {
     return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
@@ -208,7 +210,8 @@ absl::StatusOr<Json> Json::Parse(std::string_view text, const ParseOptions& opti
     return InvalidArgument("JSON of {} bytes is longer than the limit of {}", text.size(),
                            options.bytes_max);
   }
-  if (text.starts_with("\xEF\xBB\xBF")) return InvalidArgument("JSON starts with a byte order mark");
+  if (text.starts_with("\xEF\xBB\xBF"))
+    return InvalidArgument("JSON starts with a byte order mark");
   Builder builder(options.depth_max);
   try {
     if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {

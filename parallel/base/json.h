@@ -1,7 +1,9 @@
-// Strict JSON (RFC 8259): one value type that keeps the order of keys, a parser with limits, a writer.
+// Strict JSON (RFC 8259): one value type that keeps the order of keys, a parser with limits, a
+// writer.
 //
-// The parser refuses what a public server must refuse: trailing text, duplicate keys, invalid UTF-8, lone
-// surrogates, NaN, too deep, too long. Integers beyond int64 become doubles, as Python's float() of them.
+// The parser refuses what a public server must refuse: trailing text, duplicate keys, invalid
+// UTF-8, lone surrogates, NaN, too deep, too long. Integers beyond int64 become doubles, as
+// Python's float() of them.
 #pragma once
 
 #include <cstdint>
@@ -60,20 +62,24 @@ class Json {
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
   bool is_array() const { return std::holds_alternative<Array>(value_); }
   bool is_object() const { return std::holds_alternative<Object>(value_); }
-  // "null", "a boolean", "an integer", "a number", "a string", "an array", "an object": for messages.
+  // "null", "a boolean", "an integer", "a number", "a string", "an array", "an object": for
+  // messages.
   std::string_view type_name() const;
 
   // Each CHECKs the type: ask first.
   bool as_bool() const { return std::get<bool>(value_); }
   int64_t as_int() const { return std::get<int64_t>(value_); }
-  double as_double() const { return is_int() ? static_cast<double>(as_int()) : std::get<double>(value_); }
+  double as_double() const {
+    return is_int() ? static_cast<double>(as_int()) : std::get<double>(value_);
+  }
   const std::string& as_string() const { return std::get<std::string>(value_); }
   const Array& as_array() const { return std::get<Array>(value_); }
   Array& as_array() { return std::get<Array>(value_); }
   const std::vector<Member>& members() const { return std::get<Object>(value_).members; }
   std::vector<Member>& members() { return std::get<Object>(value_).members; }
 
-  // The member's value, or nullptr if this is no object or has no such key. Linear in the number of keys.
+  // The member's value, or nullptr if this is no object or has no such key. Linear in the number of
+  // keys.
   const Json* Find(std::string_view key) const;
   // Adds or replaces a member; CHECKs that this is an object. Returns *this for chaining.
   Json& Set(std::string key, Json value);

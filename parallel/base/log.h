@@ -1,4 +1,5 @@
-// One line of log to stderr: time, level, who (set once per process), text. Log once, where it is handled.
+// One line of log to stderr: time, level, who (set once per process), text. Log once, where it is
+// handled.
 #pragma once
 
 #include <fmt/core.h>
@@ -11,10 +12,11 @@ namespace polyreme {
 
 enum class LogLevel { kInfo, kWarning, kError };
 
-// Names this process in its log lines ("worker rank 1", "coordinator"). Call once, before threads start.
+// Names this process in its log lines ("worker rank 1", "coordinator"). Call once, before threads
+// start.
 void SetLogName(std::string name);
-// Writes one line with one write(2), so that lines of several processes do not mix. Control characters in
-// `text` are escaped, so that nothing a client sends can forge a line. Any thread.
+// Writes one line with one write(2), so that lines of several processes do not mix. Control
+// characters in `text` are escaped, so that nothing a client sends can forge a line. Any thread.
 void LogLine(LogLevel level, std::string_view text);
 
 template <class... Args>

@@ -1,7 +1,9 @@
-// Errors as values: makers of absl::Status with formatted messages, and the macros that pass them on.
+// Errors as values: makers of absl::Status with formatted messages, and the macros that pass them
+// on.
 //
-// A message says what was expected, what came, and where. CHECK is for our own mistakes only and stays on
-// in Release. Debian's abseil has its own string_view, so messages are std::string on this side.
+// A message says what was expected, what came, and where. CHECK is for our own mistakes only and
+// stays on in Release. Debian's abseil has its own string_view, so messages are std::string on this
+// side.
 #pragma once
 
 #include <fmt/core.h>
@@ -19,10 +21,10 @@ inline absl::Status MakeStatus(absl::StatusCode code, std::string_view message) 
   return absl::Status(code, absl::string_view(message.data(), message.size()));
 }
 
-#define POLYREME_DEFINE_STATUS(Name, code)                                        \
-  template <class... Args>                                                        \
-  absl::Status Name(fmt::format_string<Args...> format, Args&&... args) {         \
-    return MakeStatus(code, fmt::format(format, std::forward<Args>(args)...));    \
+#define POLYREME_DEFINE_STATUS(Name, code)                                     \
+  template <class... Args>                                                     \
+  absl::Status Name(fmt::format_string<Args...> format, Args&&... args) {      \
+    return MakeStatus(code, fmt::format(format, std::forward<Args>(args)...)); \
   }
 POLYREME_DEFINE_STATUS(InvalidArgument, absl::StatusCode::kInvalidArgument)
 POLYREME_DEFINE_STATUS(NotFound, absl::StatusCode::kNotFound)
@@ -57,7 +59,8 @@ namespace internal {
 
 }  // namespace polyreme
 
-// Crashes with file, line and message if `condition` is false: an impossible state, never bad input.
+// Crashes with file, line and message if `condition` is false: an impossible state, never bad
+// input.
 #define CHECK(condition, ...)                                                                   \
   do {                                                                                          \
     if (!(condition)) [[unlikely]]                                                              \
@@ -65,8 +68,8 @@ namespace internal {
                                         ::std::string{__VA_OPT__(::fmt::format(__VA_ARGS__))}); \
   } while (false)
 
-#define RETURN_IF_ERROR(expression)                                          \
-  do {                                                                       \
+#define RETURN_IF_ERROR(expression)                                           \
+  do {                                                                        \
     if (::absl::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 

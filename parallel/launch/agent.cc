@@ -96,7 +96,8 @@ class Supervisor {
 
  private:
   bool AnyRunning() const {
-    return std::any_of(children_.begin(), children_.end(), [](const Child& c) { return c.running; });
+    return std::any_of(children_.begin(), children_.end(),
+                       [](const Child& c) { return c.running; });
   }
 
   void SignalAll(int signal) {

@@ -1,8 +1,9 @@
 // Supervises the child processes of one launched rank: the worker, and on rank 0 the coordinator.
 //
-// What a launcher starts is an agent that calls no MPI; its children do the work and die with it. A launch in which any
-// process dies ends whole: the agent names what died and how, lets the rest end by themselves for a moment, and kills what is left.
-// (Restarting what died is the same loop with another verdict.)
+// What a launcher starts is an agent that calls no MPI; its children do the work and die with it. A
+// launch in which any process dies ends whole: the agent names what died and how, lets the rest end
+// by themselves for a moment, and kills what is left. (Restarting what died is the same loop with
+// another verdict.)
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,11 @@
 namespace polyreme::launch {
 
 struct ChildSpec {
-  std::string title;                      // for messages: "worker rank 1"
-  std::vector<std::string> arguments;     // argv, argv[0] included; the executable is this process's own
+  std::string title;  // for messages: "worker rank 1"
+  std::vector<std::string>
+      arguments;  // argv, argv[0] included; the executable is this process's own
   std::vector<std::pair<std::string, std::string>> environment;  // added to this process's
-  bool drains = false;                    // gets the first SIGTERM; the others wait for it to end them
+  bool drains = false;  // gets the first SIGTERM; the others wait for it to end them
 };
 
 struct AgentOptions {
@@ -27,10 +29,11 @@ struct AgentOptions {
   absl::Duration end_patience = absl::Seconds(5);     // after one child ended, for the others
 };
 
-// Starts the children and stays until all have ended. Must be called while this process has one thread; blocks SIGTERM, SIGINT,
-// SIGHUP and SIGCHLD and reads them itself. First SIGTERM or SIGINT: the draining child gets it. Second: all are killed.
-// ok: every child ended with exit code 0. Otherwise the first failure ("worker rank 1 (pid 4711) was killed by signal 9
-// (Killed)"), or Cancelled after a second signal.
+// Starts the children and stays until all have ended. Must be called while this process has one
+// thread; blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD and reads them itself. First SIGTERM or
+// SIGINT: the draining child gets it. Second: all are killed. ok: every child ended with exit code
+// 0. Otherwise the first failure ("worker rank 1 (pid 4711) was killed by signal 9 (Killed)"), or
+// Cancelled after a second signal.
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options);
 
 }  // namespace polyreme::launch

@@ -25,8 +25,8 @@ bool SameText(std::string_view a, std::string_view b) {
   if (a.size() != b.size()) return false;
   unsigned difference = 0;
   for (size_t i = 0; i < a.size(); ++i) {
-    difference |= static_cast<unsigned>(static_cast<unsigned char>(a[i]) ^
-                                        static_cast<unsigned char>(b[i]));
+    difference |=
+        static_cast<unsigned>(static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]));
   }
   return difference == 0;
 }
@@ -54,7 +54,8 @@ absl::Status CallGuard::Check(std::string_view proof, std::string_view method) {
     return Unauthenticated("the proof of the job token is wrong: another job, or another token");
   }
   const std::lock_guard lock(mutex_);
-  if (seen_.size() >= kMaxSeen) return ResourceExhausted("{} calls were made in this job", kMaxSeen);
+  if (seen_.size() >= kMaxSeen)
+    return ResourceExhausted("{} calls were made in this job", kMaxSeen);
   if (!seen_.insert(nonce).second) return Unauthenticated("this proof was used before");
   return absl::OkStatus();
 }

@@ -1,7 +1,8 @@
-// Proof of the job token for one call inside the cluster, as a line of text that fits a gRPC header.
+// Proof of the job token for one call inside the cluster, as a line of text that fits a gRPC
+// header.
 //
-// A caller makes a fresh nonce and proves the token over it and the method's name; the guard refuses what is wrong or was seen
-// before. The token itself never travels.
+// A caller makes a fresh nonce and proves the token over it and the method's name; the guard
+// refuses what is wrong or was seen before. The token itself never travels.
 #pragma once
 
 #include <mutex>

@@ -1,7 +1,8 @@
 // A place with memory and an ordered queue of work on it.
 //
-// Device hands out Buffers (owned bytes). A Lane is one ordered queue of work with its scratch memory and its
-// first error: later calls fall through, like a stream that has gone bad, and it is asked once per step.
+// Device hands out Buffers (owned bytes). A Lane is one ordered queue of work with its scratch
+// memory and its first error: later calls fall through, like a stream that has gone bad, and it is
+// asked once per step.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +38,8 @@ struct LaneMark {
   int64_t value = 0;
 };
 
-// What makes two steps replay the same recorded work: the padded number of rows and of samples. Rows that carry
-// several tokens are never recorded (decode_only false).
+// What makes two steps replay the same recorded work: the padded number of rows and of samples.
+// Rows that carry several tokens are never recorded (decode_only false).
 struct ReplayKey {
   int32_t num_tokens = 0;
   int32_t num_samples = 0;
@@ -54,15 +55,17 @@ class Lane {
   virtual bool ok() const = 0;
   // The first error, or ok.
   virtual absl::Status status() const = 0;
-  // Keeps the first error and runs the failure hook once. The hook aborts this rank's process group, so that
-  // peers that wait in a collective fail too instead of hanging. Any thread.
+  // Keeps the first error and runs the failure hook once. The hook aborts this rank's process
+  // group, so that peers that wait in a collective fail too instead of hanging. Any thread.
   virtual void Fail(absl::Status why) = 0;
   virtual void SetFailureHook(std::function<void(const absl::Status&)> hook) = 0;
 
-  // Memory from the lane's arena, 64-byte aligned, valid until Rewind or RestoreScratch; CHECKs the arena's size.
+  // Memory from the lane's arena, 64-byte aligned, valid until Rewind or RestoreScratch; CHECKs the
+  // arena's size.
   virtual TensorView Scratch(DType dtype, const Shape& shape) = 0;
   virtual void Rewind() = 0;
-  // Arena watermark: what was taken after SaveScratch is given back by RestoreScratch (the temporaries of a layer).
+  // Arena watermark: what was taken after SaveScratch is given back by RestoreScratch (the
+  // temporaries of a layer).
   virtual int64_t SaveScratch() const = 0;
   virtual void RestoreScratch(int64_t watermark) = 0;
 

@@ -16,8 +16,8 @@ namespace polyreme {
 
 enum class DType : uint8_t { kF32, kF16, kBF16, kI64, kI32, kU32, kI8, kU8 };
 
-int64_t SizeOf(DType dtype);                  // bytes of one element
-std::string_view NameOf(DType dtype);         // "float32", "bfloat16", ...
+int64_t SizeOf(DType dtype);           // bytes of one element
+std::string_view NameOf(DType dtype);  // "float32", "bfloat16", ...
 // From PyTorch's and safetensors' spellings ("bfloat16", "BF16", ...). InvalidArgument otherwise.
 absl::StatusOr<DType> ParseDType(std::string_view name);
 inline bool IsFloat(DType dtype) {
@@ -47,7 +47,8 @@ class Shape {
   std::array<int64_t, kMaxRank> extents_{};
 };
 
-// Borrowed, row-major, contiguous. On a device the pointer is a device pointer; nobody here reads it.
+// Borrowed, row-major, contiguous. On a device the pointer is a device pointer; nobody here reads
+// it.
 template <class Void>
 struct BasicTensorView {
   Void* data = nullptr;
@@ -73,9 +74,7 @@ struct BasicTensorView {
   // Rows [begin, end) of axis 0.
   BasicTensorView Rows(int64_t begin, int64_t end) const;
 
-  operator BasicTensorView<const void>() const
-    requires(!std::is_const_v<Void>)
-  {
+  operator BasicTensorView<const void>() const requires(!std::is_const_v<Void>) {
     return {data, dtype, shape};
   }
 };

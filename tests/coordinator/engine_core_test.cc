@@ -1,4 +1,5 @@
-// The engine taken round by round: text, stops, scores, clients that leave, limits in time, failures.
+// The engine taken round by round: text, stops, scores, clients that leave, limits in time,
+// failures.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -200,7 +201,9 @@ TEST(EngineCore, AClientThatLeavesGivesItsBlocksBackWithinAStep) {
   Received got;
   ReadNow(*stream, got);
   EXPECT_EQ(got.status.code(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(h.MetricLine("polyreme_request_success_total{model_name=\"tiny\",finished_reason=\"abort\""), "1");
+  EXPECT_EQ(
+      h.MetricLine("polyreme_request_success_total{model_name=\"tiny\",finished_reason=\"abort\""),
+      "1");
 }
 
 TEST(EngineCore, AClientThatDoesNotReadLosesItsGeneration) {
@@ -260,8 +263,10 @@ TEST(EngineCore, CountersShowHowDeepPlansRanAheadAndWhereRanksSpentTheirTime) {
   // Four draws; but for the first, each step was submitted while the one before was in flight.
   EXPECT_EQ(h.MetricLine("polyreme_steps_total"), "4");
   EXPECT_EQ(h.MetricLine("polyreme_steps_overlapped_total"), "3");
-  EXPECT_EQ(h.MetricLine("polyreme_rank_busy_seconds_total{model_name=\"tiny\",rank=\"0\""), "0.012");
-  EXPECT_EQ(h.MetricLine("polyreme_rank_waiting_seconds_total{model_name=\"tiny\",rank=\"0\""), "0.004");
+  EXPECT_EQ(h.MetricLine("polyreme_rank_busy_seconds_total{model_name=\"tiny\",rank=\"0\""),
+            "0.012");
+  EXPECT_EQ(h.MetricLine("polyreme_rank_waiting_seconds_total{model_name=\"tiny\",rank=\"0\""),
+            "0.004");
   EXPECT_EQ(h.MetricLine("polyreme_prompt_tokens_total"), "3");
   EXPECT_EQ(h.MetricLine("vllm:prompt_tokens_total"), "3");
   EXPECT_EQ(h.MetricLine("vllm:generation_tokens_total"), "4");

@@ -1,4 +1,5 @@
-// What a client receives never depends on company, budgets, pipeline depth, preemption or a recovery.
+// What a client receives never depends on company, budgets, pipeline depth, preemption or a
+// recovery.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -53,7 +54,7 @@ class Company {
     CoreHarness h(RandomOptions());
     std::vector<std::shared_ptr<TokenStream>> streams;
     int64_t epoch = 1;
-    for (int i = 0; i < kRequests || !h.core->idle(); ) {
+    for (int i = 0; i < kRequests || !h.core->idle();) {
       if (i < kRequests && Between(0, 2) == 0) {
         h.link.Say('A' + i, texts_[static_cast<size_t>(i)]);
         streams.push_back(h.Submit(requests_[static_cast<size_t>(i++)]));

@@ -12,7 +12,9 @@ namespace {
 
 using ::testing::HasSubstr;
 
-absl::Time Soon() { return MonotonicNow() + absl::Seconds(30); }
+absl::Time Soon() {
+  return MonotonicNow() + absl::Seconds(30);
+}
 
 class EngineTest : public ::testing::Test {
  protected:
@@ -20,7 +22,8 @@ class EngineTest : public ::testing::Test {
       : link_(options.limits),
         tokenizer_(text::LoadOrDie(text::TinyTokenizerJson())),
         metrics_("tiny", Metrics::Names::kOwn),
-        engine_(std::make_unique<Engine>(options, SmallModel(), link_, *tokenizer_, clock_, metrics_)) {
+        engine_(
+            std::make_unique<Engine>(options, SmallModel(), link_, *tokenizer_, clock_, metrics_)) {
     link_.Say('x', "hello");
     link_.Say('l', std::string(60, 'a'));
   }

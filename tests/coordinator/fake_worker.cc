@@ -43,7 +43,8 @@ absl::Status FakeWorker::WriteRow(const step::StepPlan& plan, const step::StepRo
     TokenId token = plan.tokens[static_cast<size_t>(first_index + i)];
     if (row.first_token.has_value()) {
       const auto found = drawn_.find(row.first_token->step.value);
-      if (found == drawn_.end()) return Internal("step {} fed back nothing", row.first_token->step.value);
+      if (found == drawn_.end())
+        return Internal("step {} fed back nothing", row.first_token->step.value);
       token = found->second[static_cast<size_t>(row.first_token->sample)];
     }
     cache_[Place(row.slot, row.first_position + i)] = token;
@@ -87,8 +88,9 @@ absl::StatusOr<step::StepResult> FakeWorker::Run(const step::StepPlan& plan) {
     const bool is_draw = sample.kind == step::Sample::Kind::kDraw;
     answer.token = is_draw ? NextToken(tokens, limits_.vocabulary) : sample.target;
     answer.logprob = ScoreOf(tokens, answer.token);
-    const auto prompt_end = tokens.begin() + std::min<int64_t>(
-        std::ssize(tokens), slots_.at(row.slot).num_prompt_tokens);
+    const auto prompt_end =
+        tokens.begin() +
+        std::min<int64_t>(std::ssize(tokens), slots_.at(row.slot).num_prompt_tokens);
     answer.finite = std::find(tokens.begin(), prompt_end, kPoison) == prompt_end;
     if (!answer.finite) answer.token = 0;
     drawn.push_back(answer.token);

@@ -1,6 +1,7 @@
-// A worker without a model: it keeps the slot table, checks every plan, and "computes" by writing each token into the
-// cache it was told to use. What it draws is a hash of all tokens it finds there, so a block that was given away too
-// early, or a position that was never written, changes the result.
+// A worker without a model: it keeps the slot table, checks every plan, and "computes" by writing
+// each token into the cache it was told to use. What it draws is a hash of all tokens it finds
+// there, so a block that was given away too early, or a position that was never written, changes
+// the result.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ class FakeWorker {
  public:
   explicit FakeWorker(const step::StepLimits& limits);
 
-  // Runs one step. The error of step::Validate, or Internal if the plan leads to a cache that was never written.
+  // Runs one step. The error of step::Validate, or Internal if the plan leads to a cache that was
+  // never written.
   absl::StatusOr<step::StepResult> Run(const step::StepPlan& plan);
   const step::SlotTable& slots() const { return slots_; }
   // A prompt that contains this token has logits that are not finite.
@@ -36,8 +38,8 @@ class FakeWorker {
 
   const step::StepLimits limits_;
   step::SlotTable slots_;
-  std::vector<TokenId> cache_;                       // [block][offset]; -1: never written
-  std::map<int64_t, std::vector<TokenId>> drawn_;    // by step: what its samples gave
+  std::vector<TokenId> cache_;                     // [block][offset]; -1: never written
+  std::map<int64_t, std::vector<TokenId>> drawn_;  // by step: what its samples gave
 };
 
 }  // namespace polyreme::sched

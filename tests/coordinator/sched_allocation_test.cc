@@ -1,4 +1,5 @@
-// No step takes memory that grows with the contexts. A binary of its own, since it counts every allocation.
+// No step takes memory that grows with the contexts. A binary of its own, since it counts every
+// allocation.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -50,7 +51,7 @@ Cost CostOfDecoding(int32_t num_sequences, int32_t context) {
     CHECK(scheduler.Commit(result).ok());
   };
   while (scheduler.num_waiting() > 0) step();
-  for (int i = 0; i < 16; ++i) step();   // vectors find their size
+  for (int i = 0; i < 16; ++i) step();  // vectors find their size
 
   Cost cost;
   for (int32_t i = 0; i < kSteps; ++i) {
@@ -72,7 +73,8 @@ TEST(SchedulerAllocation, AStepTakesTheSameMemoryWhateverTheContexts) {
   EXPECT_EQ(at_32k.allocations, at_64.allocations);
   EXPECT_EQ(at_32k.bytes, at_64.bytes);
   EXPECT_LE(at_32k.largest_step_bytes, 16 * static_cast<int64_t>(sizeof(BlockId)));
-  // What is left are the lists of new blocks that the plan tells of: one each, every sixteenth step.
+  // What is left are the lists of new blocks that the plan tells of: one each, every sixteenth
+  // step.
   EXPECT_LE(at_32k.allocations, 16 * 64 / 16);
 }
 

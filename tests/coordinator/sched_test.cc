@@ -58,7 +58,8 @@ std::vector<Finish> Draw(Sequence& sequence, const std::vector<TokenId>& tokens)
 }
 
 TEST(Sequence, EndsAtEndOfSequenceStopTokenOrLength) {
-  const StopRules rules{.max_tokens = 3, .max_model_len = 100, .eos_tokens = {2}, .stop_tokens = {9}};
+  const StopRules rules{
+      .max_tokens = 3, .max_model_len = 100, .eos_tokens = {2}, .stop_tokens = {9}};
   Sequence a = MakeSequence(1, rules);
   EXPECT_THAT(Draw(a, {4, 2}), ElementsAre(Finish::kNone, Finish::kEndOfSequence));
   Sequence b = MakeSequence(1, rules);
@@ -66,7 +67,8 @@ TEST(Sequence, EndsAtEndOfSequenceStopTokenOrLength) {
   Sequence c = MakeSequence(1, rules);
   EXPECT_THAT(Draw(c, {4, 4, 4}), ElementsAre(Finish::kNone, Finish::kNone, Finish::kLength));
   Sequence d = MakeSequence(1, rules);
-  EXPECT_THAT(Draw(d, {4, 4, 2}), ElementsAre(Finish::kNone, Finish::kNone, Finish::kEndOfSequence));
+  EXPECT_THAT(Draw(d, {4, 4, 2}),
+              ElementsAre(Finish::kNone, Finish::kNone, Finish::kEndOfSequence));
 }
 
 TEST(Sequence, TheModelsLengthEndsItToo) {
@@ -76,8 +78,11 @@ TEST(Sequence, TheModelsLengthEndsItToo) {
 }
 
 TEST(Sequence, NoTokenEndsItBeforeMinTokens) {
-  Sequence sequence = MakeSequence(
-      1, {.max_tokens = 9, .min_tokens = 3, .max_model_len = 100, .eos_tokens = {2}, .stop_tokens = {9}});
+  Sequence sequence = MakeSequence(1, {.max_tokens = 9,
+                                       .min_tokens = 3,
+                                       .max_model_len = 100,
+                                       .eos_tokens = {2},
+                                       .stop_tokens = {9}});
   EXPECT_THAT(Draw(sequence, {2, 9, 2}),
               ElementsAre(Finish::kNone, Finish::kNone, Finish::kEndOfSequence));
 }
@@ -91,7 +96,8 @@ TEST(Sequence, ItsLastTokenIsNeverComputed) {
 class CohortsTest : public ::testing::Test {
  protected:
   Sequence* Make(int64_t arrival) {
-    sequences_.push_back(std::make_unique<Sequence>(MakeSequence(arrival, {.max_tokens = 1, .max_model_len = 9})));
+    sequences_.push_back(
+        std::make_unique<Sequence>(MakeSequence(arrival, {.max_tokens = 1, .max_model_len = 9})));
     sequences_.back()->set_arrival(arrival);
     return sequences_.back().get();
   }

@@ -25,11 +25,14 @@ void PrintTo(const StepPlan& plan, std::ostream* out) {
   for (const SlotAppend& a : plan.appended) {
     text += fmt::format("  append to {}:{}\n", a.slot.value, Ids(a.blocks));
   }
-  for (const BlockCopy& c : plan.copies) text += fmt::format("  copy {} to {}\n", c.from.value, c.to.value);
+  for (const BlockCopy& c : plan.copies)
+    text += fmt::format("  copy {} to {}\n", c.from.value, c.to.value);
   for (const StepRow& r : plan.rows) {
-    text += fmt::format("  row of {} at {}, {} tokens", r.slot.value, r.first_position, r.num_tokens);
+    text +=
+        fmt::format("  row of {} at {}, {} tokens", r.slot.value, r.first_position, r.num_tokens);
     if (r.first_token.has_value()) {
-      text += fmt::format(", fed by step {} sample {}", r.first_token->step.value, r.first_token->sample);
+      text += fmt::format(", fed by step {} sample {}", r.first_token->step.value,
+                          r.first_token->sample);
     }
     text += "\n";
   }
@@ -143,7 +146,9 @@ step::SlotOpen Opened(int32_t slot, int64_t id, int32_t length, std::vector<Bloc
   return opened;
 }
 
-step::SlotAppend Appended(int32_t slot, int32_t block) { return {SlotId{slot}, {BlockId{block}}}; }
+step::SlotAppend Appended(int32_t slot, int32_t block) {
+  return {SlotId{slot}, {BlockId{block}}};
+}
 
 step::StepRow Row(int32_t slot, int32_t first_position, int32_t num_tokens) {
   return {SlotId{slot}, first_position, num_tokens, std::nullopt};

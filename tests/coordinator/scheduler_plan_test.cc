@@ -1,4 +1,5 @@
-// Exact plans through admission, chunking, running ahead, preemption, cancelling, cohorts and rewinding.
+// Exact plans through admission, chunking, running ahead, preemption, cancelling, cohorts and
+// rewinding.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,9 +8,9 @@
 namespace polyreme::sched {
 namespace {
 
+using step::StepPlan;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-using step::StepPlan;
 
 StepPlan Base(int64_t id, int64_t epoch = 1) {
   StepPlan plan;
@@ -159,16 +160,16 @@ TEST(SchedulerPlan, ARowThatHadStoppedIsDropped) {
   EXPECT_THAT(h.Plan().closed, ElementsAre(SlotId{0}));
 }
 
-// Sequence 1 needs a third block when none is free: 2 gives way, and comes back when its last step is committed and
-// its tokens, with room to grow, fit beside what runs.
+// Sequence 1 needs a third block when none is free: 2 gives way, and comes back when its last step
+// is committed and its tokens, with room to grow, fit beside what runs.
 TEST(SchedulerPlan, TheYoungestGivesWayAndIsComputedAgain) {
   SchedulerLimits limits = SmallLimits();
   limits.step.num_blocks = 4;
   SchedulerHarness h(limits);
-  ASSERT_TRUE(h.Add(1, 3, 7).ok());    // 9 positions, 3 blocks
-  ASSERT_TRUE(h.Add(2, 3, 10).ok());   // 12 positions, 3 blocks
-  h.Plan();                            // step 0: both prompts
-  h.Plan();                            // step 1: position 3 of both
+  ASSERT_TRUE(h.Add(1, 3, 7).ok());   // 9 positions, 3 blocks
+  ASSERT_TRUE(h.Add(2, 3, 10).ok());  // 12 positions, 3 blocks
+  h.Plan();                           // step 0: both prompts
+  h.Plan();                           // step 1: position 3 of both
   h.Commit();
   StepPlan want = Base(2);
   want.appended = {Appended(0, 2), Appended(1, 3)};
@@ -176,14 +177,14 @@ TEST(SchedulerPlan, TheYoungestGivesWayAndIsComputedAgain) {
   want.tokens = {0, 0};
   want.samples = {Draws(0, 0), Draws(1, 1)};
   EXPECT_EQ(h.Plan(), want);
-  for (int i = 3; i < 6; ++i) {        // steps 3 to 5: positions 5 to 7
+  for (int i = 3; i < 6; ++i) {  // steps 3 to 5: positions 5 to 7
     h.Commit();
     h.Plan();
   }
   h.Commit();
   want = Base(6);
   want.closed = {SlotId{1}};
-  want.appended = {Appended(0, 1)};    // the first block of 2
+  want.appended = {Appended(0, 1)};  // the first block of 2
   want.rows = {FedBack(0, 8, 5, 0)};
   want.tokens = {0};
   want.samples = {Draws(0, 0)};
@@ -191,7 +192,8 @@ TEST(SchedulerPlan, TheYoungestGivesWayAndIsComputedAgain) {
   EXPECT_EQ(h.scheduler.num_preemptions(), 1);
 
   // Step 5 still draws for 2, although it waits.
-  EXPECT_THAT(h.Commit(), ElementsAre(Token(1, h.Drawn(1, 3, 5), 0), Token(2, h.Drawn(2, 3, 5), 1)));
+  EXPECT_THAT(h.Commit(),
+              ElementsAre(Token(1, h.Drawn(1, 3, 5), 0), Token(2, h.Drawn(2, 3, 5), 1)));
   EXPECT_TRUE(h.Idle());
   EXPECT_THAT(h.Commit(), ElementsAre(Token(1, h.Drawn(1, 3, 6), 0, Finish::kLength)));
 
@@ -227,7 +229,8 @@ TEST(SchedulerPlan, CancelFreesBlocksAtOnceAndIsSilent) {
   EXPECT_EQ(h.blocks.num_free(), 8);
 }
 
-// Two choices of nine tokens in blocks of four: the second shares two blocks and computes the ninth token itself.
+// Two choices of nine tokens in blocks of four: the second shares two blocks and computes the ninth
+// token itself.
 TEST(SchedulerPlan, ChoicesOfOnePromptShareItsFullBlocks) {
   SchedulerHarness h(SmallLimits());
   for (int64_t id = 1; id <= 2; ++id) {
@@ -244,7 +247,8 @@ TEST(SchedulerPlan, ChoicesOfOnePromptShareItsFullBlocks) {
   want.samples = {Draws(0, 8), Draws(1, 9)};
   EXPECT_EQ(h.Plan(), want);
   EXPECT_EQ(h.blocks.num_free(), 4);
-  EXPECT_THAT(h.Commit(), ElementsAre(Token(1, h.Drawn(1, 9, 0), 0), Token(2, h.Drawn(1, 9, 0), 1)));
+  EXPECT_THAT(h.Commit(),
+              ElementsAre(Token(1, h.Drawn(1, 9, 0), 0), Token(2, h.Drawn(1, 9, 0), 1)));
   h.scheduler.Cancel(SequenceId{1});
   EXPECT_EQ(h.blocks.num_free(), 5) << "two of its blocks are shared";
   h.Plan();
@@ -345,7 +349,8 @@ TEST(SchedulerPlan, PromptScoresAreSamplesOfEachChunk) {
     return TokenEvent{SequenceId{1}, TokenEvent::Kind::kPromptScore, token, sample, Finish::kNone};
   };
   EXPECT_THAT(h.Commit(), ElementsAre(score(101, 0), score(102, 1), score(103, 2)));
-  EXPECT_THAT(h.Commit(), ElementsAre(score(104, 0), Token(1, h.Drawn(1, 5, 0), 1, Finish::kLength)));
+  EXPECT_THAT(h.Commit(),
+              ElementsAre(score(104, 0), Token(1, h.Drawn(1, 5, 0), 1, Finish::kLength)));
 }
 
 TEST(SchedulerPlan, APromptMayOnlyBeScored) {
@@ -355,9 +360,10 @@ TEST(SchedulerPlan, APromptMayOnlyBeScored) {
   ASSERT_TRUE(h.Add(std::move(options)).ok());
   EXPECT_THAT(h.Plan().samples, ElementsAre(Scores(0, 0, 101)));
   EXPECT_TRUE(h.Idle());
-  EXPECT_THAT(h.Commit(),
-              ElementsAre(TokenEvent{SequenceId{1}, TokenEvent::Kind::kPromptScore, 101, 0, Finish::kNone},
-                          TokenEvent{SequenceId{1}, TokenEvent::Kind::kEnd, 0, -1, Finish::kLength}));
+  EXPECT_THAT(
+      h.Commit(),
+      ElementsAre(TokenEvent{SequenceId{1}, TokenEvent::Kind::kPromptScore, 101, 0, Finish::kNone},
+                  TokenEvent{SequenceId{1}, TokenEvent::Kind::kEnd, 0, -1, Finish::kLength}));
   EXPECT_EQ(h.blocks.num_free(), 8);
 }
 
@@ -381,9 +387,9 @@ TEST(SchedulerPlan, ARowWithoutFiniteLogitsEndsAloneWithATypedError) {
   ASSERT_TRUE(h.Add(2, 3, 2).ok());
   h.Plan();
   h.Plan();
-  EXPECT_THAT(h.Commit(),
-              ElementsAre(TokenEvent{SequenceId{1}, TokenEvent::Kind::kEnd, 0, -1, Finish::kNotFinite},
-                          Token(2, h.Drawn(2, 3, 0), 1)));
+  EXPECT_THAT(h.Commit(), ElementsAre(TokenEvent{SequenceId{1}, TokenEvent::Kind::kEnd, 0, -1,
+                                                 Finish::kNotFinite},
+                                      Token(2, h.Drawn(2, 3, 0), 1)));
   EXPECT_THAT(h.Commit(), ElementsAre(Token(2, h.Drawn(2, 3, 1), 1, Finish::kLength)));
   EXPECT_EQ(h.blocks.num_free(), 8);
 }
@@ -413,7 +419,8 @@ TEST(SchedulerPlan, RewindForgetsCacheAndKeepsTokens) {
   EXPECT_TRUE(got.closed.empty());
   EXPECT_EQ(got.id, want.id);
   EXPECT_EQ(got.epoch, want.epoch);
-  EXPECT_THAT(h.Commit(), ElementsAre(Token(1, h.Drawn(1, 3, 1), 0), Token(2, h.Drawn(2, 3, 1), 1)));
+  EXPECT_THAT(h.Commit(),
+              ElementsAre(Token(1, h.Drawn(1, 3, 1), 0), Token(2, h.Drawn(2, 3, 1), 1)));
 }
 
 TEST(Scheduler, RefusesWhatCanNeverFitAndWhatIsTooMuchNow) {
@@ -424,7 +431,8 @@ TEST(Scheduler, RefusesWhatCanNeverFitAndWhatIsTooMuchNow) {
   const absl::Status never = h.Add(1, 10, 24);
   EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Message(never),
-            "prompt and max_tokens: expected at most 32 tokens, which is all the cache there is, got 10 + 24");
+            "prompt and max_tokens: expected at most 32 tokens, which is all the cache there is, "
+            "got 10 + 24");
   EXPECT_TRUE(h.Add(2, 10, 23).ok());
   const absl::Status full = h.Add(3, 1, 1);
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);

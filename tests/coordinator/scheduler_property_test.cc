@@ -1,5 +1,5 @@
-// Whatever the limits, each sequence gets the tokens it would get alone, each plan is one that a worker accepts, and
-// no block is lost.
+// Whatever the limits, each sequence gets the tokens it would get alone, each plan is one that a
+// worker accepts, and no block is lost.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -44,7 +44,8 @@ Outcome RunAlone(const SequenceOptions& request, int32_t vocabulary) {
     };
     if (std::ssize(outcome.output) >= request.stop.min_tokens && among(request.stop.eos_tokens)) {
       outcome.finish = Finish::kEndOfSequence;
-    } else if (std::ssize(outcome.output) >= request.stop.min_tokens && among(request.stop.stop_tokens)) {
+    } else if (std::ssize(outcome.output) >= request.stop.min_tokens &&
+               among(request.stop.stop_tokens)) {
       outcome.finish = Finish::kStopToken;
     } else if (std::ssize(outcome.output) == most) {
       outcome.finish = Finish::kLength;
@@ -82,8 +83,10 @@ class Story {
           PlanOne();
           break;
         default:
-          if (!h_.answers.empty()) CommitOne();
-          else PlanOne();
+          if (!h_.answers.empty())
+            CommitOne();
+          else
+            PlanOne();
       }
       if (::testing::Test::HasFailure()) return;
     }
@@ -96,7 +99,8 @@ class Story {
 
  private:
   int Between(int low, int high) {
-    return static_cast<int>(low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1)));
+    return static_cast<int>(low +
+                            static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1)));
   }
 
   SchedulerLimits RandomLimits() {
@@ -207,7 +211,7 @@ class Story {
 
   std::mt19937_64 random_;
   SchedulerHarness h_;
-  std::map<SequenceId, Outcome> expected_;   // of sequences that have not ended
+  std::map<SequenceId, Outcome> expected_;  // of sequences that have not ended
   std::map<SequenceId, Outcome> got_;
   std::deque<std::set<int64_t>> in_flight_;
   SequenceOptions last_;

@@ -17,10 +17,12 @@ absl::Status ScriptedLink::Submit(const step::StepPlan& plan) {
   result.timings = {{Rank{0}, absl::Milliseconds(3), absl::Milliseconds(1)}};
   std::vector<int32_t> position_after;
   for (const step::StepRow& row : plan.rows) {
-    for (int32_t i = 0; i < row.num_tokens; ++i) position_after.push_back(row.first_position + i + 1);
+    for (int32_t i = 0; i < row.num_tokens; ++i)
+      position_after.push_back(row.first_position + i + 1);
   }
   for (const step::Sample& sample : plan.samples) {
-    result.samples.push_back(Answer(sample, position_after[static_cast<size_t>(sample.token_index)]));
+    result.samples.push_back(
+        Answer(sample, position_after[static_cast<size_t>(sample.token_index)]));
   }
   return absl::OkStatus();
 }
@@ -30,7 +32,8 @@ step::SampleResult ScriptedLink::Answer(const step::Sample& sample, int32_t posi
   step::SampleResult result;
   result.logprob = -static_cast<float>(position);
   result.rank = 1;
-  for (int32_t i = 0; i < slot.sampling.num_logprobs; ++i) result.top.push_back({i, -0.5f * static_cast<float>(i)});
+  for (int32_t i = 0; i < slot.sampling.num_logprobs; ++i)
+    result.top.push_back({i, -0.5f * static_cast<float>(i)});
   if (sample.kind != step::Sample::Kind::kDraw) {
     result.token = sample.target;
     return result;
@@ -43,7 +46,8 @@ step::SampleResult ScriptedLink::Answer(const step::Sample& sample, int32_t posi
   }
   const auto found = texts_.find(key);
   const std::string text = found == texts_.end() ? "" : found->second;
-  result.token = index < std::ssize(text) ? static_cast<uint8_t>(text[static_cast<size_t>(index)]) : kEnd;
+  result.token =
+      index < std::ssize(text) ? static_cast<uint8_t>(text[static_cast<size_t>(index)]) : kEnd;
   return result;
 }
 

@@ -1,5 +1,5 @@
-// Workers that "say" scripted text, one byte per token, and can fail, lag or lose their mind on command. Every plan is
-// checked as a worker would.
+// Workers that "say" scripted text, one byte per token, and can fail, lag or lose their mind on
+// command. Every plan is checked as a worker would.
 #pragma once
 
 #include <condition_variable>
@@ -15,7 +15,7 @@ namespace polyreme::engine {
 
 class ScriptedLink final : public WorkerLink {
  public:
-  static constexpr TokenId kEnd = 260;   // "<|end|>" of the tiny tokenizer
+  static constexpr TokenId kEnd = 260;  // "<|end|>" of the tiny tokenizer
 
   explicit ScriptedLink(const step::StepLimits& limits);
 
@@ -50,7 +50,7 @@ class ScriptedLink final : public WorkerLink {
   std::deque<step::StepResult> answers_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  StepId fail_at_{INT64_MAX};    // guarded by mutex_, and so on
+  StepId fail_at_{INT64_MAX};  // guarded by mutex_, and so on
   absl::Status failure_;
   StepId hold_at_{INT64_MAX};
   int num_aborts_ = 0;

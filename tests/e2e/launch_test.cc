@@ -31,9 +31,9 @@ std::unique_ptr<Program> Serve(const std::vector<std::string>& arguments,
 std::unique_ptr<Program> ServeRank(int rank, int world, int32_t port,
                                    std::vector<std::string> more = {},
                                    const std::string& token = kToken) {
-  std::vector<std::string> arguments = {"-tp", std::to_string(world), "--rank", std::to_string(rank),
-                                        "--world-size", std::to_string(world), "--coordinator",
-                                        fmt::format("127.0.0.1:{}", port)};
+  std::vector<std::string> arguments = {
+      "-tp",          std::to_string(world), "--rank",        std::to_string(rank),
+      "--world-size", std::to_string(world), "--coordinator", fmt::format("127.0.0.1:{}", port)};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return Serve(arguments, {{"POLYREME_JOB_TOKEN", token}});
 }
@@ -70,8 +70,9 @@ TEST(Launch, LauncherWithAnotherNumberOfRanksIsRefused) {
 TEST(Launch, HelpNamesTheFlagsOfTheField) {
   const auto program = Serve({"--help"});
   EXPECT_EQ(program->WaitForExit(absl::Seconds(10)), 0);
-  for (const char* flag : {"--tensor-parallel-size, -tp", "--pipeline-parallel-size, -pp", "--max-model-len",
-                           "--max-num-seqs", "--max-num-batched-tokens", "--served-model-name"}) {
+  for (const char* flag :
+       {"--tensor-parallel-size, -tp", "--pipeline-parallel-size, -pp", "--max-model-len",
+        "--max-num-seqs", "--max-num-batched-tokens", "--served-model-name"}) {
     EXPECT_THAT(program->output(), HasSubstr(flag));
   }
 }
@@ -177,9 +178,10 @@ TEST(Launch, TwoHostsTalkOverTcpAndRefuseSharedMemory) {
   const auto start = [](const std::string& transport) {
     const int32_t port = FreePort();
     const auto rank = [&](int r) {
-      return ServeRank(r, 2, port,
-                       {"--transport", transport, "--listen-address", fmt::format("127.0.0.{}", r + 2),
-                        "--host-identity", fmt::format("host-{}", r)});
+      return ServeRank(
+          r, 2, port,
+          {"--transport", transport, "--listen-address", fmt::format("127.0.0.{}", r + 2),
+           "--host-identity", fmt::format("host-{}", r)});
     };
     return std::pair(rank(0), rank(1));
   };
@@ -216,8 +218,8 @@ TEST(Launch, SecondSignalStopsAtOnce) {
 TEST(Launch, SecondClusterOnAPortSaysThatItIsTaken) {
   Cluster cluster = StartCluster({}, {});
   ASSERT_NE(cluster.port, 0);
-  const auto second = Program::Start({POLYREME_BINARY, "serve", kDemoModel, "--port",
-                                      std::to_string(cluster.port)});
+  const auto second = Program::Start(
+      {POLYREME_BINARY, "serve", kDemoModel, "--port", std::to_string(cluster.port)});
   ExpectEnds(*second, 1, std::to_string(cluster.port), absl::Seconds(20));
 }
 

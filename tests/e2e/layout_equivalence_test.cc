@@ -1,5 +1,6 @@
-// The test that matters most: the same requests give the same tokens and the same log-probabilities, to the last bit, on every layout,
-// alone or in company, in one prompt chunk or many. Real processes under mpirun, real sockets.
+// The test that matters most: the same requests give the same tokens and the same
+// log-probabilities, to the last bit, on every layout, alone or in company, in one prompt chunk or
+// many. Real processes under mpirun, real sockets.
 
 #include <gtest/gtest.h>
 
@@ -16,7 +17,7 @@ namespace {
 struct Layout {
   int tensor;
   int pipeline;
-  int max_num_batched_tokens;   // small: prompts come in several chunks
+  int max_num_batched_tokens;  // small: prompts come in several chunks
 };
 
 void PrintTo(const Layout& layout, std::ostream* out) {
@@ -45,12 +46,16 @@ std::vector<Json> Requests() {
   requests.push_back(Completion("import os\n\nclass Walker:\n", 0.9, 3));
   requests.push_back(Completion(lines.substr(0, 333), 0.7, 4));
   Json penalised = Completion("for i in range(10):\n    print(", 0.8, 5);
-  penalised.Set("repetition_penalty", 1.2).Set("frequency_penalty", 0.5).Set("top_k", 40).Set("n", 2);
+  penalised.Set("repetition_penalty", 1.2)
+      .Set("frequency_penalty", 0.5)
+      .Set("top_k", 40)
+      .Set("n", 2);
   requests.push_back(penalised);
   return requests;
 }
 
-// What must be equal of an answer: text, token ids, log-probabilities as printed (shortest form that reads back to the same float).
+// What must be equal of an answer: text, token ids, log-probabilities as printed (shortest form
+// that reads back to the same float).
 std::string Essence(const Json& response) {
   const Json* choices = response.Find("choices");
   EXPECT_NE(choices, nullptr) << response.Dump();
@@ -104,13 +109,13 @@ TEST_P(LayoutEquivalence, SameTokensAndLogProbabilitiesAloneAndInCompany) {
   EXPECT_EQ(FirstAlive(family, absl::Seconds(5)), std::nullopt);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Layouts, LayoutEquivalence,
-    testing::Values(Layout{1, 1, 64}, Layout{2, 1, 512}, Layout{1, 2, 96}, Layout{4, 1, 2048},
-                    Layout{2, 2, 128}, Layout{1, 4, 48}),
-    [](const testing::TestParamInfo<Layout>& layout) {
-      return fmt::format("tp{}pp{}", layout.param.tensor, layout.param.pipeline);
-    });
+INSTANTIATE_TEST_SUITE_P(Layouts, LayoutEquivalence,
+                         testing::Values(Layout{1, 1, 64}, Layout{2, 1, 512}, Layout{1, 2, 96},
+                                         Layout{4, 1, 2048}, Layout{2, 2, 128}, Layout{1, 4, 48}),
+                         [](const testing::TestParamInfo<Layout>& layout) {
+                           return fmt::format("tp{}pp{}", layout.param.tensor,
+                                              layout.param.pipeline);
+                         });
 
 }  // namespace
 }  // namespace polyreme::e2e

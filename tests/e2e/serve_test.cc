@@ -111,7 +111,8 @@ TEST_F(Serve, PlansRunAheadOfTokens) {
 
 TEST_F(Serve, BadInputIsRefusedAndTheEngineGoesOn) {
   cluster_->Post("/v1/completions",
-                 Json::MakeObject({{"model", "demo-model"}, {"prompt", "x"}, {"temperature", -1}}), 400);
+                 Json::MakeObject({{"model", "demo-model"}, {"prompt", "x"}, {"temperature", -1}}),
+                 400);
   cluster_->Post("/v1/completions", Json::MakeObject({{"model", "nobody"}, {"prompt", "x"}}), 404);
   EXPECT_THAT(cluster_->Get("/v1/models"), HasSubstr("demo-model"));
   cluster_->Get("/health");
@@ -130,7 +131,9 @@ TEST_F(Serve, ClientThatLeavesFreesItsPlace) {
   std::string metrics;
   for (int i = 0; i < 200; ++i) {
     metrics = cluster_->Get("/metrics");
-    if (metrics.find("polyreme_num_requests_running{model_name=\"demo-model\"} 0") != std::string::npos) return;
+    if (metrics.find("polyreme_num_requests_running{model_name=\"demo-model\"} 0") !=
+        std::string::npos)
+      return;
   }
   ADD_FAILURE() << "the request still runs:\n" << metrics;
 }

@@ -8,9 +8,12 @@
 
 #include "parallel/base/status.h"
 #include "parallel/step/step_plan.h"
-#include "tests/worker/rank_threads.h"
+#include "deploy/bench/rank_threads.h"
 
 namespace polyreme::run {
+
+using bench::RankThreads;
+using bench::RankThreadsOptions;
 
 struct HandRequest {
   std::vector<TokenId> prompt;

@@ -7,7 +7,7 @@
 
 #include "tests/worker/checkpoint_builder.h"
 #include "tests/worker/hand_scheduler.h"
-#include "tests/worker/rank_threads.h"
+#include "deploy/bench/rank_threads.h"
 
 namespace polyreme::run {
 namespace {

@@ -9,10 +9,13 @@
 #include "parallel/base/clock.h"
 #include "tests/worker/checkpoint_builder.h"
 #include "tests/worker/count_allocations.h"
-#include "tests/worker/rank_threads.h"
+#include "deploy/bench/rank_threads.h"
 
 namespace polyreme::run {
 namespace {
+
+using bench::RankThreads;
+using bench::RankThreadsOptions;
 
 using ::testing::HasSubstr;
 

@@ -1,11 +1,14 @@
-// The narrow door to mathematics. Public methods check shapes and types once, for all backends; private ones compute.
+// The narrow door to mathematics. Public methods check shapes and types once, for all backends;
+// private ones compute.
 //
-// Letters as in batch.h; E model width, F feed-forward columns held here, V vocabulary rows held here. Activations are
-// float32 on CPU and the model's dtype on a GPU; norms' gains, biases and logits are float32 everywhere. Work goes to
-// the lane in order; a lane that has failed makes every call a no-op. A wrong shape is our bug and CHECKs.
+// Letters as in batch.h; E model width, F feed-forward columns held here, V vocabulary rows held
+// here. Activations are float32 on CPU and the model's dtype on a GPU; norms' gains, biases and
+// logits are float32 everywhere. Work goes to the lane in order; a lane that has failed makes every
+// call a no-op. A wrong shape is our bug and CHECKs.
 //
-// On CPU one row's bits depend on nothing but the row itself: not on T, not on the tile, not on threads or on the
-// instruction set chosen at run time. Each op has a naive double-precision form in tests/support/naive_ops.h.
+// On CPU one row's bits depend on nothing but the row itself: not on T, not on the tile, not on
+// threads or on the instruction set chosen at run time. Each op has a naive double-precision form
+// in tests/support/naive_ops.h.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +32,8 @@ class Ops {
   // y [T, E]; table's rows are [first_row, first_row + V) of the vocabulary.
   void Embed(Lane& lane, const StepBatch& batch, const weights::Weight& table, int64_t first_row,
              TensorView y);
-  // y[t, :] = x[t, :] / sqrt(mean(x[t, :]^2) + epsilon) * gain.  Zhang & Sennrich 2019. x, y [T, E]; gain [E] float32.
+  // y[t, :] = x[t, :] / sqrt(mean(x[t, :]^2) + epsilon) * gain.  Zhang & Sennrich 2019. x, y [T,
+  // E]; gain [E] float32.
   void RmsNorm(Lane& lane, ConstTensorView x, ConstTensorView gain, float epsilon, TensorView y);
   // x += delta, then y = RmsNorm(x). All [T, E].
   void AddRmsNorm(Lane& lane, ConstTensorView delta, TensorView x, ConstTensorView gain,
@@ -38,20 +42,22 @@ class Ops {
   void Add(Lane& lane, ConstTensorView delta, TensorView x);
   // x[t, :] += bias. bias [N] float32.
   void AddBias(Lane& lane, ConstTensorView bias, TensorView x);
-  // y[T, N] = x[T, K] · w^T. Summed by w's segments in the fixed tree; y may be float32 when activations are not
-  // (logits). K == w.cols, N == w.rows.
+  // y[T, N] = x[T, K] · w^T. Summed by w's segments in the fixed tree; y may be float32 when
+  // activations are not (logits). K == w.cols, N == w.rows.
   void MatMul(Lane& lane, ConstTensorView x, const weights::Weight& w, TensorView y);
-  // In place on qkv [T, (H + 2G) D]: RMSNorm of each query head by q_gain [D] and of each key head by k_gain [D].
-  void NormHeads(Lane& lane, const HeadLayout& heads, ConstTensorView q_gain, ConstTensorView k_gain,
-                 float epsilon, TensorView qkv);
-  // Rotates the queries and keys of qkv [T, (H + 2G) D] by their tokens' positions (half-split form, Su et al. 2021), in
-  // place, and stores keys and values to the cache at their places.
+  // In place on qkv [T, (H + 2G) D]: RMSNorm of each query head by q_gain [D] and of each key head
+  // by k_gain [D].
+  void NormHeads(Lane& lane, const HeadLayout& heads, ConstTensorView q_gain,
+                 ConstTensorView k_gain, float epsilon, TensorView qkv);
+  // Rotates the queries and keys of qkv [T, (H + 2G) D] by their tokens' positions (half-split
+  // form, Su et al. 2021), in place, and stores keys and values to the cache at their places.
   void RotateAndStore(Lane& lane, const StepBatch& batch, const HeadLayout& heads,
                       const RopeTable& rope, TensorView qkv, const LayerKv& kv);
   // Once per step, before the first Attend: whatever a backend wants to work out for all layers.
   void PrepareAttention(Lane& lane, const StepBatch& batch, const HeadLayout& heads);
-  // y[t, h, :] = softmax over positions j <= positions[t] of scale * q · K[j] times V[j]. q is the first H D columns of qkv;
-  // y [T, H D]. Stale or unwritten places of the cache (even NaN) beyond a token's position never matter.
+  // y[t, h, :] = softmax over positions j <= positions[t] of scale * q · K[j] times V[j]. q is the
+  // first H D columns of qkv; y [T, H D]. Stale or unwritten places of the cache (even NaN) beyond
+  // a token's position never matter.
   void Attend(Lane& lane, const StepBatch& batch, const HeadLayout& heads, ConstTensorView qkv,
               const LayerKv& kv, float scale, TensorView y);
   // y[t, f] = silu(x[t, f]) * x[t, F + f]. x [T, 2F], y [T, F].

@@ -87,7 +87,8 @@ class ClusterClient::Impl {
 
   absl::Status Send(const pb::WorkerMessage& message) {
     const std::lock_guard lock(write_mutex_);
-    if (finished_ || !stream_->Write(message)) return Unavailable("the stream to {} has ended", address_);
+    if (finished_ || !stream_->Write(message))
+      return Unavailable("the stream to {} has ended", address_);
     return absl::OkStatus();
   }
 
@@ -135,12 +136,16 @@ class ClusterClient::Impl {
 
 ClusterClient::ClusterClient(const std::string& address, std::string job_token)
     : impl_(std::make_unique<Impl>(address, std::move(job_token))) {}
-ClusterClient::~ClusterClient() { impl_->Finish(); }
+ClusterClient::~ClusterClient() {
+  impl_->Finish();
+}
 
 absl::StatusOr<Epoch> ClusterClient::Join(const JoinInfo& info, absl::Time deadline) {
   return impl_->Join(info, deadline);
 }
-absl::Status ClusterClient::Attach(Rank rank) { return impl_->Attach(rank); }
+absl::Status ClusterClient::Attach(Rank rank) {
+  return impl_->Attach(rank);
+}
 
 absl::Status ClusterClient::Put(std::string_view key, std::string value) {
   grpc::ClientContext context;
@@ -164,7 +169,9 @@ absl::StatusOr<std::string> ClusterClient::Wait(std::string_view key, absl::Time
   return std::move(*reply.mutable_value());
 }
 
-absl::StatusOr<Order> ClusterClient::Read() { return impl_->Read(); }
+absl::StatusOr<Order> ClusterClient::Read() {
+  return impl_->Read();
+}
 
 absl::Status ClusterClient::SendProgress(int64_t bytes_done, int64_t bytes_total) {
   pb::WorkerMessage message;
@@ -204,6 +211,8 @@ absl::Status ClusterClient::SendFailed(const absl::Status& why) {
   return impl_->Send(message);
 }
 
-void ClusterClient::Finish() { impl_->Finish(); }
+void ClusterClient::Finish() {
+  impl_->Finish();
+}
 
 }  // namespace polyreme::run

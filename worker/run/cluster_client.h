@@ -1,4 +1,5 @@
-// A worker's side of the cluster's wire: joining, the meeting, and its one stream of orders and answers.
+// A worker's side of the cluster's wire: joining, the meeting, and its one stream of orders and
+// answers.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,7 @@ struct StartOrder {
   int32_t num_blocks = 0;
 };
 struct StopOrder {
-  absl::Status why;   // ok: in order
+  absl::Status why;  // ok: in order
 };
 using Order = std::variant<StartOrder, step::StepPlan, StopOrder>;
 
@@ -49,20 +50,22 @@ class ClusterClient final : public launch::Rendezvous {
   ClusterClient(const std::string& address, std::string job_token);
   ~ClusterClient() override;
 
-  // Waits for the listener and joins. The coordinator's refusal as it is; Unavailable when nobody listens until `deadline`;
-  // Unauthenticated when what listens does not know the job token.
+  // Waits for the listener and joins. The coordinator's refusal as it is; Unavailable when nobody
+  // listens until `deadline`; Unauthenticated when what listens does not know the job token.
   absl::StatusOr<Epoch> Join(const JoinInfo& info, absl::Time deadline);
   absl::Status Attach(Rank rank);
 
   absl::Status Put(std::string_view key, std::string value) override;
   absl::StatusOr<std::string> Wait(std::string_view key, absl::Time deadline) override;
 
-  // The next order. Blocks while there is none: the stream's own keep-alive bounds the wait. Unavailable once it has ended.
+  // The next order. Blocks while there is none: the stream's own keep-alive bounds the wait.
+  // Unavailable once it has ended.
   absl::StatusOr<Order> Read();
 
   // Unavailable once the stream has ended.
   absl::Status SendProgress(int64_t bytes_done, int64_t bytes_total);
-  absl::Status SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block, int64_t kv_bytes_budget);
+  absl::Status SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block,
+                          int64_t kv_bytes_budget);
   absl::Status SendReady(const MemoryReport& memory);
   absl::Status SendResult(const step::StepResult& result);
   absl::Status SendFailed(const absl::Status& why);

@@ -68,7 +68,7 @@ class Worker {
 
   std::thread loader_;
   std::atomic<bool> stopping_ = false;
-  Shard shard_;                            // the loader's until it is joined
+  Shard shard_;  // the loader's until it is joined
   // One epoch, each over those before it.
   std::unique_ptr<comm::ProcessGroup> group_;
   std::unique_ptr<ModelRunner> runner_;
@@ -91,8 +91,9 @@ absl::Status Worker::Run() {
   return status;
 }
 
-// Ends with the coordinator's stop order, or when it is gone. Whatever goes wrong here is first told to the coordinator, which
-// decides that the launch ends and says so to every rank, this one included.
+// Ends with the coordinator's stop order, or when it is gone. Whatever goes wrong here is first
+// told to the coordinator, which decides that the launch ends and says so to every rank, this one
+// included.
 absl::Status Worker::ReadOrders() {
   for (;;) {
     ASSIGN_OR_RETURN(Order order, client_.Read());
@@ -112,7 +113,8 @@ absl::Status Worker::ReadOrders() {
 }
 
 absl::Status Worker::Load() {
-  ASSIGN_OR_RETURN(shard_.backend, backend::MakeBackend(options_.backend, options_.backend_options));
+  ASSIGN_OR_RETURN(shard_.backend,
+                   backend::MakeBackend(options_.backend, options_.backend_options));
   weights::LoadOptions load;
   load.rank = options_.identity.rank;
   load.positions = options_.limits.max_model_len;
@@ -123,8 +125,8 @@ absl::Status Worker::Load() {
     client_.SendProgress(done, total).IgnoreError();  // a lost stream is noticed by the reader
   };
   load.cancelled = [&] { return stopping_.load(); };
-  ASSIGN_OR_RETURN(shard_.weights, weights::LoadShard(checkpoint_, spec_, plan_, load,
-                                                      shard_.backend->packer()));
+  ASSIGN_OR_RETURN(shard_.weights,
+                   weights::LoadShard(checkpoint_, spec_, plan_, load, shard_.backend->packer()));
   const kv::KvLayout layout = LayoutOf(shard_.weights.shard, spec_, options_);
   return client_.SendLoaded(shard_.weights.total_bytes(), layout.bytes_per_block(),
                             KvBudget(options_, shard_.backend->device()));

@@ -1,10 +1,10 @@
-#include "tests/worker/rank_threads.h"
+#include "deploy/bench/rank_threads.h"
 
 #include <utility>
 
 #include "parallel/base/clock.h"
 
-namespace polyreme::run {
+namespace polyreme::bench {
 
 absl::StatusOr<std::unique_ptr<RankThreads>> RankThreads::Start(const std::string& directory,
                                                                 const RankThreadsOptions& options) {
@@ -56,12 +56,12 @@ absl::Status RankThreads::StartRank(const weights::Checkpoint& checkpoint,
   join.deadline = MonotonicNow() + absl::Seconds(60);
   join.hub = &hub_;
   ASSIGN_OR_RETURN(rank.group, comm::ProcessGroup::Join(plan.topology(), meet_, join));
-  const ModelRunner::Options run{options.limits, Epoch{1}, options.head_chunk_samples};
-  ASSIGN_OR_RETURN(rank.runner, ModelRunner::Make({rank.backend.get(), &rank.weights,
-                                                   rank.cache.get(), rank.group.get()},
-                                                  run));
+  const run::ModelRunner::Options run_options{options.limits, Epoch{1}, options.head_chunk_samples};
+  ASSIGN_OR_RETURN(rank.runner, run::ModelRunner::Make({rank.backend.get(), &rank.weights,
+                                                        rank.cache.get(), rank.group.get()},
+                                                       run_options));
   rank.answers = std::make_unique<BoundedQueue<absl::StatusOr<step::StepResult>>>(1024);
-  rank.loop = std::make_unique<StepLoop>(
+  rank.loop = std::make_unique<run::StepLoop>(
       *rank.runner, options.limits.max_steps_in_flight,
       [queue = rank.answers.get()](absl::StatusOr<step::StepResult> result) {
         CHECK(queue->TryPush(std::move(result)).ok());
@@ -105,7 +105,7 @@ absl::StatusOr<step::StepResult> RankThreads::AnswerOf(int32_t rank) {
   return answer;
 }
 
-RunnerStats RankThreads::stats(int32_t rank) const {
+run::RunnerStats RankThreads::stats(int32_t rank) const {
   return ranks_[static_cast<size_t>(rank)].runner->stats();
 }
 
@@ -113,4 +113,4 @@ void RankThreads::Abort(int32_t rank, const absl::Status& why) {
   ranks_[static_cast<size_t>(rank)].loop->Abort(why);
 }
 
-}  // namespace polyreme::run
+}  // namespace polyreme::bench

@@ -17,7 +17,7 @@
 #include "worker/run/model_runner.h"
 #include "worker/run/step_loop.h"
 
-namespace polyreme::run {
+namespace polyreme::bench {
 
 struct RankThreadsOptions {
   int32_t stages = 1;
@@ -38,7 +38,7 @@ class RankThreads {
   // The oldest step's result, samples and timings of all ranks merged.
   absl::StatusOr<step::StepResult> Await();
   int32_t world_size() const { return static_cast<int32_t>(ranks_.size()); }
-  RunnerStats stats(int32_t rank) const;
+  run::RunnerStats stats(int32_t rank) const;
   void Abort(int32_t rank, const absl::Status& why);
   // What a rank's answers were, one after another; DeadlineExceeded if there is none within ten
   // seconds.
@@ -51,9 +51,9 @@ class RankThreads {
     weights::ShardWeights weights;
     std::unique_ptr<kv::KvCache> cache;
     std::unique_ptr<comm::ProcessGroup> group;
-    std::unique_ptr<ModelRunner> runner;
+    std::unique_ptr<run::ModelRunner> runner;
     std::unique_ptr<BoundedQueue<absl::StatusOr<step::StepResult>>> answers;
-    std::unique_ptr<StepLoop> loop;
+    std::unique_ptr<run::StepLoop> loop;
   };
 
   RankThreads() = default;
@@ -66,4 +66,4 @@ class RankThreads {
   std::vector<RankState> ranks_;
 };
 
-}  // namespace polyreme::run
+}  // namespace polyreme::bench
