@@ -229,15 +229,22 @@ std::optional<pid_t> FirstAlive(const std::vector<pid_t>& pids, absl::Duration p
 }
 
 int32_t FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof(address);
-  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), length), 0);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
-  close(fd);
-  return ntohs(address.sin_port);
+  // Below the range from which the kernel hands out ports by itself, so that no other test gets the
+  // same one between now and its use; different for processes that run side by side.
+  static int32_t next = getpid() * 37;
+  for (int tries = 0; tries < 1000; ++tries) {
+    const int32_t port = 12000 + next++ % 18000;
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    const bool is_free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+    close(fd);
+    if (is_free) return port;
+  }
+  ADD_FAILURE() << "no free port";
+  return 0;
 }
 
 }  // namespace polyreme::e2e

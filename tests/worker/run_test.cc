@@ -132,7 +132,11 @@ TEST_F(RunTest, AnAbortedRankEndsItsPeersWithinTheStep) {
       if (rank == victim) continue;
       // Ranks after the victim never got the plan; whoever waits for the victim is told.
       ranks->Abort(rank, Unavailable("the coordinator ends the epoch"));
-      EXPECT_FALSE(ranks->AnswerOf(rank).ok());
+      absl::StatusOr<step::StepResult> answer = ranks->AnswerOf(rank);
+      // A first stage may have handed its hidden states on before it heard; it hears after that.
+      if (answer.ok() && rank < 2) answer = ranks->AnswerOf(rank);
+      EXPECT_FALSE(answer.ok());
+      EXPECT_FALSE(absl::IsDeadlineExceeded(answer.status())) << answer.status();
     }
     EXPECT_LT(MonotonicNow() - begin, absl::Seconds(10));
   }
