@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <csignal>
@@ -234,6 +235,7 @@ absl::Status Coordinate(const ServeConfig& config) {
 
 int RunCoordinator(const Arguments& arguments) {
   SetLogName("coordinator");
+  prctl(PR_SET_NAME, "polyreme-coord");  // in top and pgrep; the agent started /proc/self/exe
   HandleSignals();
   ServeConfig config;
   FlagSet flags =

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "deploy/cli/check_model.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
@@ -87,13 +88,14 @@ absl::Status Serve(const Arguments& arguments, const ServeConfig& config) {
                    launch::ReadLaunchEnv(config.launch, launch::ProcessEnvironment()));
   SetLogName(env.launched() ? fmt::format("agent {}", env.rank) : "agent");
   RETURN_IF_ERROR(CheckWorld(config, env));
+  RETURN_IF_ERROR(CheckModel(config));
   ASSIGN_OR_RETURN(const Meeting meeting, ArrangeMeeting(config, env));
   launch::AgentOptions options;
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);
-  const absl::Status status =
-      launch::RunAgent(MakeChildren(config, env, arguments, meeting), options);
-  if (env.rank == 0 && !meeting.file.empty()) RemoveMeetingFile(meeting.file);
-  return status;
+  if (env.rank == 0 && !meeting.file.empty()) {
+    options.on_first_end = [&] { RemoveMeetingFile(meeting.file); };
+  }
+  return launch::RunAgent(MakeChildren(config, env, arguments, meeting), options);
 }
 
 }  // namespace

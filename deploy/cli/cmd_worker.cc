@@ -1,5 +1,6 @@
 // Wires a worker: from flags to run::RunWorker.
 
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -88,6 +89,7 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
 }  // namespace
 
 int RunWorker(const Arguments& arguments) {
+  prctl(PR_SET_NAME, "polyreme-worker");  // in top and pgrep; the agent started /proc/self/exe
   IgnoreSignals();
   ServeConfig config;
   FlagSet flags =
@@ -105,7 +107,8 @@ int RunWorker(const Arguments& arguments) {
   absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
   const absl::Status status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();
   if (status.ok()) return 0;
-  LogError("{}", Message(status));
+  // Cancelled: another process ended the launch and has said why.
+  if (!absl::IsCancelled(status)) LogError("{}", Message(status));
   return 1;
 }
 

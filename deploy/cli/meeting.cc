@@ -167,8 +167,7 @@ void RemoveMeetingFile(const std::string& file) {
 }
 
 absl::StatusOr<MeetingPlace> WaitForMeetingFile(const std::string& file, absl::Time deadline) {
-  // Told by the kernel when the file appears; the poll's own limit covers a directory that is made
-  // later.
+  // Told by the kernel when the file appears; that its directory is gone is looked up at each turn.
   const int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   const fs::path directory = fs::path(file).parent_path();
   if (watch >= 0) inotify_add_watch(watch, directory.c_str(), IN_MOVED_TO | IN_CREATE);
@@ -179,8 +178,12 @@ absl::StatusOr<MeetingPlace> WaitForMeetingFile(const std::string& file, absl::T
     char events[4096];
     while (watch >= 0 && read(watch, events, sizeof(events)) > 0) {
     }
+    if (stat(directory.c_str(), &info) != 0) break;
   }
   if (watch >= 0) close(watch);
+  if (stat(directory.c_str(), &info) != 0) {
+    return Cancelled("the launch ended before its coordinator listened");
+  }
   if (stat(file.c_str(), &info) != 0) {
     return DeadlineExceeded("the coordinator did not write its address to {} in time", file);
   }

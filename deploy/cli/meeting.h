@@ -33,13 +33,14 @@ absl::StatusOr<std::string> FindJobToken(const ServeConfig& config);
 absl::Status WriteMeetingFile(const std::string& file, const std::string& address,
                               const std::string& job_token);
 // With its directory. When all have met, so that a job that is killed leaves nothing; and at the
-// end, for one that never met.
+// end, for one that never met: who still waits for the file then ends too.
 void RemoveMeetingFile(const std::string& file);
 struct MeetingPlace {
   std::string address;
   std::string job_token;
 };
-// Waits for the file. DeadlineExceeded; PermissionDenied-like FailedPrecondition if it is not ours.
+// Waits for the file. Cancelled once its directory is gone: nobody will write it. DeadlineExceeded;
+// PermissionDenied-like FailedPrecondition if it is not ours.
 absl::StatusOr<MeetingPlace> WaitForMeetingFile(const std::string& file, absl::Time deadline);
 
 }  // namespace polyreme::cli

@@ -180,7 +180,16 @@ std::string SharedSettings(const ServeConfig& c) {
 }
 
 absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec) {
-  const int64_t own = std::min<int64_t>(spec.max_positions, limits::kMaxPositions);
+  int64_t own = std::min<int64_t>(spec.max_positions, limits::kMaxPositions);
+  if (config.num_blocks > 0) {
+    const int64_t cache = int64_t{config.num_blocks} * config.block_size;
+    if (config.max_model_len > cache) {
+      return InvalidArgument(
+          "--max-model-len {} is more than the {} tokens of --num-gpu-blocks-override {} blocks",
+          config.max_model_len, cache, config.num_blocks);
+    }
+    own = std::min(own, cache);
+  }
   if (config.max_model_len == 0) return static_cast<int32_t>(own);
   if (config.max_model_len > own) {
     return InvalidArgument("--max-model-len {} is more than the model's {} positions",

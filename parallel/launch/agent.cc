@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
@@ -140,6 +141,7 @@ class Supervisor {
         verdict_ = Verdict(child, status);
         if (!verdict_.ok()) LogError("{}; ending the launch", Message(verdict_));
       }
+      if (!std::exchange(any_ended_, true)) options_.on_first_end();
       kill_at_ = std::min(kill_at_, MonotonicNow() + options_.end_patience);
     }
   }
@@ -148,6 +150,7 @@ class Supervisor {
   const int signals_;
   std::vector<Child> children_;
   bool stopping_ = false;
+  bool any_ended_ = false;
   absl::Time kill_at_ = absl::InfiniteFuture();
   absl::Status verdict_;
 };

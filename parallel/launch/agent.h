@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,6 +28,8 @@ struct ChildSpec {
 struct AgentOptions {
   absl::Duration drain_patience = absl::Seconds(35);  // after SIGTERM, until what is left is killed
   absl::Duration end_patience = absl::Seconds(5);     // after one child ended, for the others
+  // Called once, when the first child has ended: what others of the launch wait for will not come.
+  std::function<void()> on_first_end = [] {};
 };
 
 // Starts the children and stays until all have ended. Must be called while this process has one

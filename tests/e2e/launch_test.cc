@@ -16,6 +16,7 @@ namespace polyreme::e2e {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr char kToken[] = "a-token-of-this-test-0123456789";
 
@@ -83,6 +84,30 @@ TEST(Launch, MissingModelIsOneClearSentence) {
   ASSERT_TRUE(exit.has_value()) << program->output();
   EXPECT_NE(*exit, 0);
   EXPECT_THAT(program->output(), HasSubstr("/nonexistent/model"));
+}
+
+TEST(Launch, LayoutThatTheModelCannotTakeIsRefusedBeforeAnyRankStarts) {
+  const auto program = Serve({"-tp", "3"});
+  ExpectEnds(*program, 2, "8 query heads cannot be split over 3 shards", absl::Seconds(10));
+  EXPECT_THAT(program->output(), Not(HasSubstr("[worker")));
+  ExpectEnds(*Serve({"-pp", "2", "--pipeline-layers", "3,4"}), 2, "expected 8 layers in all, got 7",
+             absl::Seconds(10));
+}
+
+TEST(Launch, CoordinatorThatCannotStartEndsWaitingWorkersAtOnce) {
+  // Less than the agent's patience with what does not end by itself.
+  const auto program = Serve({"-tp", "2", "--chat-template", "/nonexistent.jinja"});
+  ExpectEnds(*program, 1, "/nonexistent.jinja: no such chat template", absl::Seconds(4));
+  EXPECT_THAT(program->output(), HasSubstr("polyreme serve: coordinator (pid"));
+  EXPECT_THAT(program->output(), Not(HasSubstr("[worker")));
+}
+
+TEST(Launch, FewBlocksBoundTheContext) {
+  Cluster cluster = StartCluster({}, {"--num-blocks", "8"});
+  ASSERT_NE(cluster.port, 0);
+  EXPECT_THAT(cluster.Get("/v1/models"), HasSubstr("\"max_model_len\":128"));
+  ExpectEnds(*Serve({"--num-blocks", "8", "--max-model-len", "129"}), 2,
+             "--max-model-len 129 is more than the 128 tokens", absl::Seconds(10));
 }
 
 TEST(Launch, MissingRankIsNamedWithinTheJoinTimeout) {
