@@ -136,8 +136,15 @@ absl::StatusOr<RopeSpec> ParseRope(const ConfigReader& config, const RopeDefault
   RopeSpec spec;
   const Json* object = config.Find("rope_parameters");
   std::string_view name = "rope_parameters";
+  const Json* older = config.Find("rope_scaling");
+  // People add rope_scaling by hand to stretch a model: in a file that also has its successor,
+  // Transformers' versions disagree about which counts.
+  if (object != nullptr && older != nullptr && older->Dump() != object->Dump()) {
+    return InvalidArgument("{}: expected it to be absent or equal beside rope_parameters, got {:.80}",
+                           config.PathOf("rope_scaling"), older->Dump());
+  }
   if (object == nullptr) {
-    object = config.Find("rope_scaling");
+    object = older;
     name = "rope_scaling";
   }
   const Json empty = Json::MakeObject();

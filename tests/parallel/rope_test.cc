@@ -127,6 +127,9 @@ TEST(Rope, RefusalsNameTheKey) {
   EXPECT_THAT(Refusal(R"({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})"),
               HasSubstr("rope_parameters.full_attention"));
   EXPECT_THAT(Refusal(R"({"rope_theta": 1e4, "rope_scaling": []})"), HasSubstr("rope_scaling"));
+  EXPECT_THAT(Refusal(R"({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+                          "rope_scaling": {"rope_type": "yarn", "factor": 4}})"),
+              HasSubstr("rope_scaling: expected it to be absent or equal beside rope_parameters"));
 }
 
 }  // namespace
