@@ -47,6 +47,7 @@ void HandleSignals() {
   sigaction(SIGTERM, &action, nullptr);
   // The terminal's Ctrl-C reaches the whole process group; the agent turns it into SIGTERM for us.
   std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGUSR1, SIG_IGN);
   std::signal(SIGHUP, SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);
 }

@@ -2,6 +2,7 @@
 // supervises the worker of its rank (alone: of all ranks) and, where rank 0 is, the coordinator.
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -92,6 +93,9 @@ absl::Status Serve(const Arguments& arguments, const ServeConfig& config) {
   ASSIGN_OR_RETURN(const Meeting meeting, ArrangeMeeting(config, env));
   launch::AgentOptions options;
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);
+  const bool by_hand =
+      env.launcher == launch::Launcher::kNone || env.launcher == launch::Launcher::kFlags;
+  if (!by_hand) options.launcher = getppid();
   if (env.rank == 0 && !meeting.file.empty()) {
     options.on_first_end = [&] { RemoveMeetingFile(meeting.file); };
   }

@@ -24,7 +24,9 @@ namespace {
 // A worker ends by the coordinator's word, by its agent's SIGKILL, or when its agent dies; signals
 // that a terminal or a launcher sends to everybody must not cut a drain short.
 void IgnoreSignals() {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) std::signal(signal, SIG_IGN);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGPIPE}) {
+    std::signal(signal, SIG_IGN);
+  }
 }
 
 std::string HostName() {

@@ -2,8 +2,8 @@
 # Serves MODEL under Open MPI's mpirun, one rank per slot; the first host has rank 0 and the public port.
 #   deploy/mpi/serve.sh localhost:4 MODEL -tp 2 -pp 2 [flags of polyreme serve]
 #   deploy/mpi/serve.sh node1:2,node2:2 MODEL -tp 2 -pp 2
-# POLYREME names the program, at the same path on all hosts (default: build/release/polyreme of this tree). SIGTERM or Ctrl-C ends it
-# after what runs has finished, for up to POLYREME_DRAIN_SECONDS (30).
+# POLYREME names the program, at the same path on all hosts (default: build/release/polyreme of
+# this tree). SIGTERM or Ctrl-C ends it after what runs has finished; a second one at once.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 hosts=$1
@@ -21,8 +21,7 @@ for entry in "${entries[@]}"; do
 done
 
 # Ranks are processes with threads of their own: mpirun must not pin each to one core.
-mpirun=(mpirun --host "$hosts" -np "$ranks" --bind-to none --oversubscribe
-  --mca odls_base_sigkill_timeout "${POLYREME_DRAIN_SECONDS:-30}")
+mpirun=(mpirun --host "$hosts" -np "$ranks" --bind-to none --oversubscribe)
 [ "$(id -u)" -eq 0 ] && mpirun+=(--allow-run-as-root)
 
 meet=()
@@ -36,4 +35,14 @@ if [ ${#entries[@]} -gt 1 ]; then
     meet=(--coordinator "$address:$((23000 + RANDOM % 8000))")
   fi
 fi
-exec "${mpirun[@]}" "$polyreme" serve "$@" "${meet[@]}"
+# mpirun answers SIGTERM with SIGKILL for all within seconds, but passes SIGUSR1 on: the ranks take it
+# as the wish to end. In a session of its own, so that a terminal's Ctrl-C comes to us alone.
+setsid "${mpirun[@]}" "$polyreme" serve "$@" "${meet[@]}" &
+job=$!
+stop=USR1
+trap 'kill -$stop $job; stop=TERM' TERM INT
+while kill -0 "$job" 2>/dev/null; do
+  code=0
+  wait "$job" || code=$?
+done
+exit "$code"

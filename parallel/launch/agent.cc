@@ -87,6 +87,7 @@ class Supervisor {
     while (AnyRunning()) {
       WaitForSignal();
       Reap();
+      if (options_.launcher != 0 && getppid() != options_.launcher) OnLauncherGone();
       if (MonotonicNow() >= kill_at_) {
         SignalAll(SIGKILL);
         kill_at_ = absl::InfiniteFuture();
@@ -131,6 +132,12 @@ class Supervisor {
     }
   }
 
+  void OnLauncherGone() {
+    // Before a word is said: nobody may be left to read it.
+    SignalAll(SIGKILL);
+    if (verdict_.ok()) verdict_ = Cancelled("the launcher (pid {}) is gone", options_.launcher);
+  }
+
   void Reap() {
     for (Child& child : children_) {
       if (!child.running) continue;
@@ -160,7 +167,7 @@ class Supervisor {
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options) {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&set, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD}) sigaddset(&set, signal);
   sigprocmask(SIG_BLOCK, &set, nullptr);
   const int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   if (signals < 0) return Unavailable("signalfd: {}", std::strerror(errno));

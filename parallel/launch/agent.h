@@ -6,6 +6,8 @@
 // another verdict.)
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -30,13 +32,17 @@ struct AgentOptions {
   absl::Duration end_patience = absl::Seconds(5);     // after one child ended, for the others
   // Called once, when the first child has ended: what others of the launch wait for will not come.
   std::function<void()> on_first_end = [] {};
+  // The launcher's pid if one started us: when it is not our parent any more, all is killed. mpirun
+  // that was killed leaves its ranks running. 0: nobody's end is ours.
+  pid_t launcher = 0;
 };
 
 // Starts the children and stays until all have ended. Must be called while this process has one
-// thread; blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD and reads them itself. First SIGTERM or
-// SIGINT: the draining child gets it. Second: all are killed. ok: every child ended with exit code
-// 0. Otherwise the first failure ("worker rank 1 (pid 4711) was killed by signal 9 (Killed)"), or
-// Cancelled after a second signal.
+// thread; blocks SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGCHLD and reads them itself. First of the
+// others than SIGCHLD: the draining child gets SIGTERM. Second: all are killed. (SIGUSR1, because
+// mpirun passes it on at once, while its SIGTERM is followed by SIGKILL within a second.)
+// ok: every child ended with exit code 0. Otherwise the first failure ("worker rank 1 (pid 4711)
+// was killed by signal 9 (Killed)"), or Cancelled after a second signal or the launcher's end.
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options);
 
 }  // namespace polyreme::launch

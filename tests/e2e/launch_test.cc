@@ -198,6 +198,48 @@ TEST(Launch, KilledWorkerUnderMpirunEndsTheJob) {
   EXPECT_EQ(FirstAlive(family, absl::Seconds(5)), std::nullopt);
 }
 
+TEST(Launch, KilledMpirunLeavesNothing) {
+  Cluster cluster = StartCluster(Mpirun(2), {"-tp", "2"});
+  ASSERT_NE(cluster.port, 0);
+  const std::vector<pid_t> family = cluster.program->Descendants("polyreme");
+  EXPECT_EQ(family.size(), 5u);
+  cluster.program->Signal(SIGKILL);
+  ASSERT_TRUE(cluster.program->WaitForExit(absl::Seconds(5)).has_value());
+  EXPECT_EQ(FirstAlive(family, absl::Seconds(5)), std::nullopt);
+}
+
+TEST(Launch, MpirunHandsOnTheWishToEnd) {
+  Cluster cluster = StartCluster(Mpirun(2), {"-tp", "2"});
+  ASSERT_NE(cluster.port, 0);
+  cluster.program->Signal(SIGUSR1);
+  EXPECT_EQ(cluster.program->WaitForExit(absl::Seconds(20)), 0) << cluster.program->output();
+}
+
+TEST(Launch, TorchrunsVariablesAreALaunch) {
+  const auto rank = [](const std::string& local_size, const Program::Environment& more) {
+    return [=, port = std::to_string(FreePort())](const std::string& r) {
+      Program::Environment environment = {{"RANK", r},
+                                          {"WORLD_SIZE", "2"},
+                                          {"LOCAL_RANK", local_size == "2" ? r : "0"},
+                                          {"LOCAL_WORLD_SIZE", local_size},
+                                          {"MASTER_ADDR", "127.0.0.1"},
+                                          {"MASTER_PORT", port}};
+      environment.insert(environment.end(), more.begin(), more.end());
+      return Serve({"-tp", "2"}, environment);
+    };
+  };
+  // Both on one host, then one on each of two.
+  for (const auto& start : {rank("2", {}), rank("1", {{"POLYREME_JOB_TOKEN", kToken}})}) {
+    const auto first = start("0");
+    const auto second = start("1");
+    EXPECT_TRUE(first->WaitForLine("at http://127.0.0.1:", absl::Seconds(30)).has_value())
+        << first->output() << second->output();
+    first->Signal(SIGTERM);
+    EXPECT_EQ(first->WaitForExit(absl::Seconds(20)), 0) << first->output();
+    EXPECT_EQ(second->WaitForExit(absl::Seconds(20)), 0) << second->output();
+  }
+}
+
 TEST(Launch, TwoHostsTalkOverTcpAndRefuseSharedMemory) {
   // Two identities on one machine stand for two hosts: 127.0.0.2 and 127.0.0.3.
   const auto start = [](const std::string& transport) {

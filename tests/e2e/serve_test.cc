@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <csignal>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -136,6 +137,29 @@ TEST_F(Serve, ClientThatLeavesFreesItsPlace) {
       return;
   }
   ADD_FAILURE() << "the request still runs:\n" << metrics;
+}
+
+// Its own cluster, as it ends it.
+TEST(ServeEnds, TermLetsWhatRunsFinishAndTurnsNewRequestsAway) {
+  Cluster cluster = StartCluster({}, {"-tp", "2"});
+  ASSERT_NE(cluster.port, 0);
+  api::RawClient client(cluster.port);
+  client.Send(api::PostJson("/v1/completions",
+                            R"({"model":"demo-model","prompt":"def f(","max_tokens":1000,)"
+                            R"("ignore_eos":true,"stream":true,)"
+                            R"("stream_options":{"include_usage":true}})"));
+  client.ReadUntil("data: ");
+  cluster.program->Signal(SIGTERM);
+  const std::string one_more =
+      api::PostJson("/v1/completions", R"({"model":"demo-model","prompt":"x","max_tokens":1})");
+  int32_t code = 200;
+  while (code == 200) code = api::Exchange(cluster.port, one_more).code;
+  EXPECT_EQ(code, 503);
+  const std::string stream = client.ReadUntil("data: [DONE]");
+  EXPECT_THAT(stream, HasSubstr("\"finish_reason\":\"length\""));
+  EXPECT_THAT(stream, HasSubstr("\"completion_tokens\":1000"));
+  EXPECT_THAT(stream, HasSubstr("data: [DONE]"));
+  EXPECT_EQ(cluster.program->WaitForExit(absl::Seconds(15)), 0) << cluster.program->output();
 }
 
 }  // namespace
