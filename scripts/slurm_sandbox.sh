@@ -8,24 +8,42 @@ set -euo pipefail
 PATH=$PATH:/usr/sbin
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-# Ends the daemon whose pid is in file $1, if that pid still is program $2.
-end_daemon() {
-  local pid
-  pid=$(cat "$1" 2>/dev/null) || return 0
-  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] || return 0
-  kill -TERM "$pid" 2>/dev/null || return 0
-  for _ in $(seq 100); do
-    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] || return 0
+# Whether the pid in file $1 still runs program $2, and not another that came to that number.
+runs() {
+  local pid name state
+  pid=$(cat "$1" 2>/dev/null) || return 1
+  read -r _ name state _ 2>/dev/null <"/proc/$pid/stat" || return 1
+  [ "$name" = "($2)" ] && [ "$state" != Z ]
+}
+
+# $1: command that is repeated every 50 ms until it fails, for at most $2 times.
+while_true() {
+  local i
+  for ((i = 0; i < $2; ++i)); do
+    eval "$1" || return 0
     sleep 0.05
   done
-  kill -KILL "$pid" 2>/dev/null || true
+  return 1
 }
 
 stop() {
-  local file
-  for file in "$dir"/slurmd.*.pid; do end_daemon "$file" slurmd; done
-  end_daemon "$dir/slurmctld.pid" slurmctld
-  end_daemon "$dir/munged.pid" munged
+  local file name signal
+  if runs "$dir/slurmctld.pid" slurmctld; then
+    export SLURM_CONF=$dir/slurm.conf
+    scancel --me || true
+    while_true '[ -n "$(squeue -h)" ]' 300 || echo "jobs still run" >&2
+  fi
+  # All at once, and none is asked for long: their state goes with the directory.
+  for signal in TERM KILL; do
+    for file in "$dir"/slurmd.*.pid "$dir"/slurmctld.pid "$dir"/munged.pid; do
+      name=$(basename "$file" .pid)
+      runs "$file" "${name%%.*}" && kill -$signal "$(cat "$file")" || true
+    done
+    for file in "$dir"/slurmd.*.pid "$dir"/slurmctld.pid "$dir"/munged.pid; do
+      name=$(basename "$file" .pid)
+      while_true "runs $file ${name%%.*}" 20 || true
+    done
+  done
 }
 
 is_free() { ! (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
