@@ -1,5 +1,7 @@
 #include "coordinator/api/http_parser.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 
@@ -96,7 +98,8 @@ bool HttpParser::TakeLine(std::string_view& bytes) {
   if (state() == State::kHead) {
     head_bytes_ += static_cast<int64_t>(taken.size());
     if (head_bytes_ > bounds_.head_bytes) {
-      Fail(431, "expected a request line and headers within the limit of bytes");
+      Fail(431, fmt::format("expected a request line and headers of at most {} bytes in all",
+                            bounds_.head_bytes));
       return false;
     }
   } else if (line_.size() + taken.size() > kMaxChunkLineBytes) {
@@ -292,9 +295,9 @@ void HttpParser::OnContentLength(std::string_view value) {
   if (value.empty() || !std::all_of(value.begin(), value.end(), IsDigit)) {
     return Fail(400, "expected Content-Length to be digits only");
   }
-  if (value.size() > kMaxLengthDigits) return Fail(413, "expected a shorter body");
+  if (value.size() > kMaxLengthDigits) return FailTooLong();
   for (const char c : value) body_bytes_left_ = body_bytes_left_ * 10 + (c - '0');
-  if (body_bytes_left_ > bounds_.body_bytes) return Fail(413, "expected a shorter body");
+  if (body_bytes_left_ > bounds_.body_bytes) return FailTooLong();
   step_ = body_bytes_left_ == 0 ? Step::kDone : Step::kFixedBody;
 }
 
@@ -308,10 +311,14 @@ void HttpParser::OnChunkSize() {
     size = size * 16 + digit;
   }
   if (size > bounds_.body_bytes - static_cast<int64_t>(request_.body.size())) {
-    return Fail(413, "expected a shorter body");
+    return FailTooLong();
   }
   body_bytes_left_ = size;
   step_ = size == 0 ? Step::kLastLine : Step::kChunkData;
+}
+
+void HttpParser::FailTooLong() {
+  Fail(413, fmt::format("expected a body of at most {} bytes", bounds_.body_bytes));
 }
 
 void HttpParser::Fail(int32_t code, std::string_view message) {

@@ -77,6 +77,7 @@ class HttpParser {
   void OnContentLength(std::string_view value);
   void OnChunkSize();
   void Fail(int32_t code, std::string_view message);
+  void FailTooLong();  // the body
   // The only value of a header; nullptr if there is none. Fails on a second one.
   const std::string* Only(std::string_view name);
 

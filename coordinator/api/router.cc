@@ -123,7 +123,7 @@ std::optional<HttpResponse> Router::Admit(HttpRequest& head) const {
   if (route == nullptr) {
     const std::string allowed = AllowedMethods(head.path);
     if (allowed.empty()) return ErrorResponse(404, "there is nothing at this path");
-    HttpResponse response = ErrorResponse(405, fmt::format("expected one of {}", allowed));
+    HttpResponse response = ErrorResponse(405, fmt::format("expected method {} at this path, got {}", allowed, head.method));
     response.headers.push_back({"Allow", allowed});
     return response;
   }

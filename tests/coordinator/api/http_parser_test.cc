@@ -259,7 +259,9 @@ TEST(HttpParser, RefusesMoreThanAHundredHeaders) {
 TEST(HttpParser, BoundsABodyOfManySmallChunks) {
   std::string bytes = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
   for (int i = 0; i < 11; ++i) bytes += "1\r\nx\r\n";
-  EXPECT_EQ(Parse(bytes, 1000, {.head_bytes = 1000, .body_bytes = 10}).failure().code, 413);
+  const HttpParser parser = Parse(bytes, 1000, {.head_bytes = 1000, .body_bytes = 10});
+  EXPECT_EQ(parser.failure().code, 413);
+  EXPECT_EQ(parser.failure().message, "expected a body of at most 10 bytes");
 }
 
 }  // namespace

@@ -102,6 +102,7 @@ TEST_F(RoutesTest, RefusesUnknownPathsMethodsAndTypes) {
   const auto wrong = Exchange(port_, Get("/v1/completions"));
   EXPECT_EQ(wrong.code, 405);
   EXPECT_EQ(wrong.Header("allow"), "POST");
+  EXPECT_NE(wrong.body.find("expected method POST at this path, got GET"), std::string::npos);
   EXPECT_EQ(Exchange(port_, PostJson("/health", "{}")).Header("allow"), "GET, HEAD");
   EXPECT_EQ(Exchange(port_, "DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n").code, 405);
   RawClient head(port_);
