@@ -284,7 +284,10 @@ absl::Status Cluster::Impl::WaitUntilReady() {
   RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
   LogInfo("all {} ranks have joined ({})", options_.topology.world_size(),
           options_.topology.ToString());
+  const absl::Time started = MonotonicNow();
   RETURN_IF_ERROR(WaitUntilLoaded());
+  LogInfo("all ranks have loaded their weights in {:.1f} s",
+          absl::ToDoubleSeconds(MonotonicNow() - started));
   ASSIGN_OR_RETURN(num_blocks_, ChooseNumBlocks());
   pb::CoordinatorMessage start;
   start.mutable_start()->set_epoch(options_.epoch.value);

@@ -40,8 +40,9 @@ absl::Status CheckWorld(const ServeConfig& config, const launch::LaunchEnv& env)
 }
 
 // One child's command line: our own arguments, plus what only the agent knows.
-launch::ChildSpec MakeChild(const std::string& command, std::vector<std::string> placement,
-                            const Arguments& arguments, const Meeting& meeting) {
+launch::ChildSpec MakeChild(const std::string& command, const std::vector<std::string>& placement,
+                            const Arguments& arguments, const Meeting& meeting,
+                            const std::vector<std::string>& api_keys) {
   launch::ChildSpec child;
   child.arguments = {"polyreme", command};
   child.arguments.insert(child.arguments.end(), arguments.begin(), arguments.end());
@@ -55,17 +56,37 @@ launch::ChildSpec MakeChild(const std::string& command, std::vector<std::string>
   if (!meeting.job_token.empty()) {
     child.environment.emplace_back(kJobTokenVariable, meeting.job_token);
   }
+  if (!api_keys.empty()) {
+    child.environment.emplace_back(kApiKeyVariable, fmt::format("{}", fmt::join(api_keys, "\n")));
+  }
   return child;
+}
+
+// The arguments without the API keys that a person may have put among them.
+Arguments WithoutKeys(const Arguments& arguments) {
+  Arguments kept;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    const std::string name = argument.substr(0, argument.find('='));
+    if (name != "--api-key" && name != "--api_key") {
+      kept.push_back(argument);
+    } else if (name == argument) {
+      ++i;  // its value is the next one
+    }
+  }
+  return kept;
 }
 
 std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const launch::LaunchEnv& env,
                                             const Arguments& arguments, const Meeting& meeting) {
   const int32_t world = config.tensor_parallel_size * config.pipeline_parallel_size;
   const bool alone = env.world_size == 1 && world > 1;
+  const Arguments kept = WithoutKeys(arguments);
   std::vector<launch::ChildSpec> children;
   if (env.rank == 0) {
-    children.push_back(MakeChild(
-        "coordinator", {"--rank", "0", "--world-size", std::to_string(world)}, arguments, meeting));
+    children.push_back(MakeChild("coordinator",
+                                 {"--rank", "0", "--world-size", std::to_string(world)}, kept,
+                                 meeting, config.api_keys));
     children.back().title = "coordinator";
     children.back().drains = true;
   }
@@ -78,7 +99,7 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
         "worker",
         {"--rank", std::to_string(first + i), "--world-size", std::to_string(world), "--local-rank",
          std::to_string(local_rank), "--local-size", std::to_string(local_size)},
-        arguments, meeting));
+        kept, meeting, config.api_keys));
     children.back().title = fmt::format("worker rank {}", first + i);
   }
   return children;

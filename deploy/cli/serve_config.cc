@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <sstream>
 
 namespace polyreme::cli {
 namespace {
@@ -67,7 +68,7 @@ void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
             "sequences running at once (default 256)",
             SetInt(&c.max_num_seqs, 1, limits::kMaxSequences));
   flags.Add({"--max-num-batched-tokens", "--chunked-prefill-size", "--max-num-tokens"}, "N",
-            "tokens of one step (default 2048)",
+            "tokens of one step (default 512)",
             SetInt(&c.max_num_batched_tokens, 1, limits::kMaxStepTokens));
 }
 
@@ -79,8 +80,10 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
   flags.Add({"--local-size"}, "N", "ranks on this host", SetOptionalInt(&c.launch.local_size, 1));
   flags.Add({"--coordinator", "--dist-init-addr"}, "HOST:PORT",
             "the cluster's listener on rank 0 (needed across hosts)", SetString(&c.coordinator));
-  flags.Add({"--listen-address"}, "ADDRESS","where peers on other hosts reach this rank (default: where the coordinator is seen from)",
-            SetString(&c.listen_address));
+  flags.Add(
+      {"--listen-address"}, "ADDRESS",
+      "where peers on other hosts reach this rank (default: where the coordinator is seen from)",
+      SetString(&c.listen_address));
   flags.Add({"--host-identity"}, "NAME", "treat this rank as on a host of this name (for tests)",
             SetString(&c.host_identity));
   flags.Add({"--job-token-file"}, "FILE",
@@ -157,8 +160,10 @@ absl::Status ParseServeArguments(const std::vector<std::string>& arguments, Flag
         "--tensor-parallel-size {} x --pipeline-parallel-size {} is more than {} ranks",
         config.tensor_parallel_size, config.pipeline_parallel_size, limits::kMaxRanks);
   }
-  if (const auto key = launch::ProcessEnvironment()("POLYREME_API_KEY"); key && !key->empty()) {
-    config.api_keys.push_back(*key);
+  // One key a line, so that the agent can hand several to its children out of sight of `ps`.
+  std::istringstream keys(launch::ProcessEnvironment()(kApiKeyVariable).value_or(""));
+  for (std::string key; std::getline(keys, key);) {
+    if (!key.empty()) config.api_keys.push_back(key);
   }
   if (!IsLoopback(config.host) && config.api_keys.empty()) {
     return InvalidArgument(

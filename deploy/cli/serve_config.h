@@ -16,6 +16,8 @@
 
 namespace polyreme::cli {
 
+inline constexpr char kApiKeyVariable[] = "POLYREME_API_KEY";
+
 struct ServeConfig {
   // Model.
   std::string model;                      // a Hugging Face directory
@@ -38,7 +40,7 @@ struct ServeConfig {
   int64_t kv_cache_memory_bytes = 0;  // of one rank; 0: chosen
   int32_t num_blocks = 0;             // 0: from the memory
   int32_t max_num_seqs = 256;
-  int32_t max_num_batched_tokens = 2048;
+  int32_t max_num_batched_tokens = 512;
 
   // Launch.
   launch::LaunchFlags launch;

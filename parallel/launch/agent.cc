@@ -18,6 +18,9 @@
 namespace polyreme::launch {
 namespace {
 
+// Signals that come closer together than this are one wish, sent twice.
+constexpr absl::Duration kOneWish = absl::Milliseconds(200);
+
 struct Child {
   const ChildSpec* spec;
   pid_t pid = -1;
@@ -120,12 +123,15 @@ class Supervisor {
 
   void OnStopSignal() {
     if (stopping_) {
+      // A supervisor that signals a group, and this process in it, means it once.
+      if (MonotonicNow() - stopping_since_ < kOneWish) return;
       LogWarning("second signal: ending at once");
       if (verdict_.ok()) verdict_ = Cancelled("stopped by a second signal");
       SignalAll(SIGKILL);
       return;
     }
     stopping_ = true;
+    stopping_since_ = MonotonicNow();
     kill_at_ = std::min(kill_at_, MonotonicNow() + options_.drain_patience);
     for (const Child& child : children_) {
       if (child.running && child.spec->drains) kill(child.pid, SIGTERM);
@@ -157,6 +163,7 @@ class Supervisor {
   const int signals_;
   std::vector<Child> children_;
   bool stopping_ = false;
+  absl::Time stopping_since_;
   bool any_ended_ = false;
   absl::Time kill_at_ = absl::InfiniteFuture();
   absl::Status verdict_;

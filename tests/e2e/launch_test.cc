@@ -269,6 +269,14 @@ TEST(Launch, TwoHostsTalkOverTcpAndRefuseSharedMemory) {
   }
 }
 
+TEST(Launch, ApiKeysDoNotStandOnTheChildrensCommandLines) {
+  Cluster cluster = StartCluster({}, {"--api-key", "a-key-nobody-sees"});
+  ASSERT_NE(cluster.port, 0);
+  EXPECT_THAT(cluster.program->Descendants("a-key-nobody-sees"), testing::IsEmpty());
+  EXPECT_THAT(cluster.Get("/v1/models", 401), HasSubstr("error"));
+  EXPECT_EQ(cluster.Stop(), 0);
+}
+
 TEST(Launch, SecondSignalStopsAtOnce) {
   Cluster cluster = StartCluster({}, {"-tp", "2", "--shutdown-timeout", "60"});
   ASSERT_NE(cluster.port, 0);
