@@ -104,6 +104,9 @@ start() {
   for program in munged slurmctld slurmd sinfo; do
     command -v "$program" >/dev/null || { echo "$program is not installed: scripts/install_packages.sh --test" >&2; exit 3; }
   done
+  # slurmd initialises its cgroup plugin whatever the configuration says.
+  grep -q ' /sys/fs/cgroup' /proc/self/mounts ||
+    { echo "slurmd needs a cgroup file system, and none is mounted at /sys/fs/cgroup" >&2; exit 3; }
   mkdir -p "$dir/state" "$dir/key"
   chmod 0700 "$dir/key"
   (umask 077; head -c 1024 /dev/urandom >"$dir/key/munge")

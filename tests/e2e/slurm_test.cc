@@ -74,7 +74,8 @@ class Slurm : public testing::Test {
   static void TearDownTestSuite() { delete sandbox_; }
   void SetUp() override {
     if (sandbox_->exit() == kNotInstalled) {
-      GTEST_SKIP() << "Slurm is not installed: scripts/install_packages.sh --test";
+      GTEST_SKIP() << "Slurm is not installed (scripts/install_packages.sh --test), or nothing is "
+                      "mounted at /sys/fs/cgroup";
     }
     ASSERT_EQ(sandbox_->exit(), 0) << "Slurm did not start";
   }
