@@ -1,8 +1,7 @@
 // All workers as one thing: plans in, results out, in StepId order.
 //
-// Implementations: gRPC streams (grpc_worker_link), threads of this process
-// (deploy/cli/local_cluster), a null model that answers at once (bench coordinator), and later the
-// simulator. The seam that lets the coordinator be tested without a worker.
+// Implementations: gRPC streams (cluster.h) and a null model that answers at once (null_link.h); a
+// simulated network will be the next. The seam that lets the coordinator be tested without a worker.
 #pragma once
 
 #include "absl/time/time.h"
