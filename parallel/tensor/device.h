@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
@@ -38,8 +39,9 @@ struct LaneMark {
   int64_t value = 0;
 };
 
-// What makes two steps replay the same recorded work: the padded number of rows and of samples.
-// Rows that carry several tokens are never recorded (decode_only false).
+// What makes two steps replay the same recorded work: the padded number of rows
+// (Device::ReplayRows) and of samples. Rows that carry several tokens are never recorded
+// (decode_only false).
 struct ReplayKey {
   int32_t num_tokens = 0;
   int32_t num_samples = 0;
@@ -72,8 +74,11 @@ class Lane {
   virtual LaneMark Mark() = 0;
   // Waits until the lane has reached `mark`. The lane's first error, or DeadlineExceeded.
   virtual absl::Status Wait(LaneMark mark, absl::Time deadline) = 0;
-  // Runs the body, or replays what an earlier call with an equal key recorded.
+  // Runs the body, or replays what an earlier call with an equal key recorded. A recorded body is
+  // read once: all that differs from one step to the next must lie in memory at fixed addresses.
   virtual void Replay(const ReplayKey& key, absl::FunctionRef<void()> body) = 0;
+  // The whole arena; null on a lane without one.
+  virtual TensorView arena() const { return {}; }
   // For the plugin's own code; null on CPU.
   virtual void* native_stream() const { return nullptr; }
 };
@@ -92,10 +97,19 @@ class Device {
   // In lane order: host memory must stay until the lane has passed this point.
   virtual void Upload(Lane& lane, const void* from, int64_t bytes, void* to) = 0;
   virtual void Download(Lane& lane, const void* from, int64_t bytes, void* to) = 0;
+  // In lane order, from device memory to device memory.
+  virtual void Copy(Lane& lane, const void* from, int64_t bytes, void* to) = 0;
   // Host memory for Upload and Download (pinned on a GPU).
   virtual absl::StatusOr<Buffer> AllocateHost(int64_t bytes) = 0;
-  // Bytes free for the cache on this device now.
+  // Bytes free for the cache on this device now, and all that it has.
   virtual int64_t FreeBytes() const = 0;
+  virtual int64_t TotalBytes() const = 0;
+  // Row counts that decode steps are padded to so that they can be replayed, ascending, the last
+  // being max_rows; empty where recording gains nothing (CPU).
+  virtual std::vector<int32_t> ReplayRows(int32_t max_rows) const {
+    (void)max_rows;
+    return {};
+  }
 };
 
 }  // namespace polyreme

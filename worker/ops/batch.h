@@ -11,6 +11,10 @@ namespace polyreme::ops {
 // Letters: T tokens, R rows, S samples of the step, P tokens per block, B blocks a slot's table can
 // name. Device pointers, valid until the lane's next Rewind; on CPU device and host are the same
 // memory. Host spans are for planning attention, and hold the same values.
+//
+// Where decode steps are padded (Device::ReplayRows), padding rows come last, one token each: token
+// 0, position -1, slot 0. Nothing is stored for them, and what is computed for them is never read;
+// attention over no positions is zeros.
 struct StepBatch {
   int32_t num_tokens = 0;                  // T
   int32_t num_rows = 0;                    // R
@@ -24,6 +28,8 @@ struct StepBatch {
   const int32_t* block_table = nullptr;    // [slots, table_stride] block ids, in order of position
   int32_t table_stride = 0;                // B
   int32_t tokens_per_block = 0;            // P
+  // Each row is one token, so that the step may be recorded and replayed (Lane::Replay).
+  bool decode_only() const { return num_tokens == num_rows; }
   absl::Span<const int32_t> host_row_begins;
   absl::Span<const int32_t> host_row_first_positions;  // [R]
 };

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "parallel/tensor/device.h"
 #include "parallel/tensor/tensor.h"
@@ -21,9 +22,43 @@
 
 namespace polyreme::ops {
 
+// The largest step that will be asked for, so that a backend can take its memory and choose its
+// kernels beforehand.
+struct Workload {
+  int64_t max_tokens = 0;   // T of one step
+  int32_t max_rows = 0;     // R
+  int64_t max_samples = 0;  // S of one call of Sample
+  int32_t max_model_len = 0;
+  int32_t tokens_per_block = 0;
+  int32_t vocabulary = 0;
+  HeadLayout heads;
+  DType kv_dtype = DType::kF32;
+  // Every weight that MatMul will see, so that algorithms can be timed on the real ones; `rows` is
+  // the most that x will have, `out` the type of y.
+  struct Product {
+    const weights::Weight* weight = nullptr;
+    int64_t rows = 0;
+    DType out = DType::kF32;
+  };
+  std::vector<Product> products;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
+
+  // Once, before the first step on `lane`, at start: takes all memory that the ops will ever need
+  // besides the lane's arena, and chooses algorithms. May take seconds, and blocks. From then on no
+  // op allocates or synchronises. ResourceExhausted with bytes asked and free.
+  virtual absl::Status Prepare(Lane& lane, const Workload& workload) {
+    (void)lane, (void)workload;
+    return absl::OkStatus();
+  }
+  // What Prepare will take, known before: for the division of memory. `products` may be empty.
+  virtual int64_t WorkspaceBytes(const Workload& workload) const {
+    (void)workload;
+    return 0;
+  }
 
   // Type of activations (hidden states, q, k, v).
   virtual DType activation_dtype() const = 0;

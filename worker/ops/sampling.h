@@ -17,7 +17,7 @@ namespace polyreme::ops {
 // One sample, plain data that a device can read. Lists are slices [begin, end) of
 // SampleBatch::bias_* arrays.
 struct SampleSpec {
-  enum class Kind : uint8_t { kDraw, kScore };
+  enum class Kind : uint8_t { kDraw, kScore, kSkip };  // kSkip: padding, nothing is asked
   Kind kind = Kind::kDraw;
   bool only_listed = false;   // only tokens in the allowed list may be drawn
   int32_t slot = 0;           // row of the penalty table

@@ -167,6 +167,14 @@ void CpuDevice::Download(Lane& lane, const void* from, int64_t bytes, void* to) 
   Upload(lane, from, bytes, to);
 }
 
+void CpuDevice::Copy(Lane& lane, const void* from, int64_t bytes, void* to) {
+  Upload(lane, from, bytes, to);
+}
+
+int64_t CpuDevice::TotalBytes() const {
+  return ReadField("/proc/meminfo", "MemTotal:") * 1024;
+}
+
 int64_t CpuDevice::FreeBytes() const {
   const int64_t available = ReadField("/proc/meminfo", "MemAvailable:") * 1024;
   const int64_t group = GroupFreeBytes();

@@ -57,7 +57,9 @@ class CpuDevice final : public Device {
   void Download(Lane& lane, const void* from, int64_t bytes, void* to) override;
   absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override { return Allocate(bytes); }
   // What the system could give without swapping, within this process's control group.
+  void Copy(Lane& lane, const void* from, int64_t bytes, void* to) override;
   int64_t FreeBytes() const override;
+  int64_t TotalBytes() const override;
 };
 
 }  // namespace polyreme::backend

@@ -172,6 +172,7 @@ void SampleRow(const SampleBatch& batch, int64_t sample) {
   const absl::Span<float> x(batch.workspace.As<float>() + sample * batch.vocabulary, vocabulary);
   SampleOutput& out = batch.outputs[sample];
   out = SampleOutput{};
+  if (spec.kind == SampleSpec::Kind::kSkip) return;
   raw.CopyTo(x);
   out.finite = AllFinite(x) ? 1 : 0;
   if (out.finite == 0) return;
