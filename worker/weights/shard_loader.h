@@ -1,5 +1,4 @@
-// Loads one rank's part of a checkpoint: only its slices, each tensor of the checkpoint accounted
-// for.
+// Loads one rank's part of a model: only its slices, each tensor of the checkpoint accounted for.
 //
 // Every rank checks the names, shapes and types of the whole checkpoint, whatever it holds itself,
 // so that a bad one is refused by all. Tensor names are Hugging Face's:
@@ -16,6 +15,7 @@
 #include "parallel/plan/model_spec.h"
 #include "parallel/plan/shard_plan.h"
 #include "worker/weights/checkpoint.h"
+#include "worker/weights/tensor_source.h"
 #include "worker/weights/weight.h"
 
 namespace polyreme::weights {
@@ -80,12 +80,12 @@ struct LoadOptions {
 
 // Blocking. InvalidArgument (or DataLoss) names file and tensor: unknown, missing, mis-shaped,
 // mistyped.
+absl::StatusOr<ShardWeights> LoadShard(const TensorSource& source, const plan::ModelSpec& spec,
+                                       const plan::ShardPlan& plan, const LoadOptions& options,
+                                       WeightPacker& packer);
+// From a checkpoint's tensors.
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
                                        const plan::ShardPlan& plan, const LoadOptions& options,
                                        WeightPacker& packer);
-
-// Only the check: every tensor of the model is there with its shape and a float type, and there is
-// no other.
-absl::Status CheckCheckpoint(const Checkpoint& checkpoint, const plan::ModelSpec& spec);
 
 }  // namespace polyreme::weights
