@@ -24,7 +24,7 @@ struct BackendOptions {
   DType dtype = DType::kBF16;
   AttentionChoice attention = AttentionChoice::kAuto;
   // GPU: where the table of product algorithms is kept between runs; empty: nowhere.
-  std::string cache_directory;
+  std::string cache_directory = {};
   bool enforce_eager = false;  // GPU: record nothing (Device::ReplayRows is empty)
 };
 
