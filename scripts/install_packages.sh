@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs from Debian what polyreme needs and is missing; does nothing when all is there.
-#   scripts/install_packages.sh         to build and run
-#   scripts/install_packages.sh --test  to run the test suite too
+#   scripts/install_packages.sh [--test] [--cuda]
+#     (none)  to build and run
+#     --test  to run the test suite too
+#     --cuda  to build the CUDA plugin and bundles too; the CUDA toolkit (nvcc) itself does not come from Debian
 set -euo pipefail
 
 packages=(
@@ -11,11 +13,13 @@ packages=(
   libpcre2-dev libutf8proc-dev prometheus-cpp-dev
   openmpi-bin openssh-client curl jq
 )
-case "${1:-}" in
-  "") ;;
-  --test) packages+=(libgtest-dev libgmock-dev ccache lld python3 git munge slurmctld slurmd slurm-client) ;;
-  *) echo "usage: $0 [--test]" >&2; exit 2 ;;
-esac
+for argument in "$@"; do
+  case "$argument" in
+    --test) packages+=(libgtest-dev libgmock-dev ccache lld python3 git munge slurmctld slurmd slurm-client) ;;
+    --cuda) packages+=(ccache lld python3 python3-pip patchelf zstd) ;;
+    *) echo "usage: $0 [--test] [--cuda]" >&2; exit 2 ;;
+  esac
+done
 
 missing=()
 for package in "${packages[@]}"; do

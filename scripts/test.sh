@@ -1,39 +1,71 @@
 #!/usr/bin/env bash
 # From a fresh clone to a green suite: installs, builds in Release, runs every test through ctest.
-#   scripts/test.sh [--sanitize]
+#   scripts/test.sh [--sanitize] [--cuda]
 #     --sanitize  afterwards the suites under AddressSanitizer + UBSan, and the multi-rank ones under ThreadSanitizer
+#     --cuda      afterwards the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
+#                 check of sm_70; needs nvcc, but no GPU: tests that want one say so and are skipped
+#     --cuda-only  that, without the plain suite
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-sanitize=0
+sanitize=0 plain=1 cuda=0
 for argument in "$@"; do
   case "$argument" in
     --sanitize) sanitize=1 ;;
-    -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --cuda) cuda=1 ;;
+    --cuda-only) cuda=1 plain=0 ;;
+    -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "unknown argument $argument; see --help" >&2; exit 2 ;;
   esac
 done
 
-scripts/install_packages.sh --test
-mkdir -p build
+# configure FOLDER CMAKE_FLAGS...
+configure() {
+  local folder=$1
+  shift
+  cmake -S . -B "build/$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >build/cmake.log 2>&1 || {
+    cat build/cmake.log >&2
+    return 1
+  }
+}
 
 # build_and_test FOLDER LABEL_FILTER CMAKE_FLAGS...
 build_and_test() {
   local folder=$1 filter=$2
   shift 2
-  cmake -S . -B "build/$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >build/cmake.log 2>&1 || {
-    cat build/cmake.log >&2
-    return 1
-  }
+  configure "$folder" "$@"
   cmake --build "build/$folder"
   # shellcheck disable=SC2086
   (cd "build/$folder" && ctest --output-on-failure -j "$(nproc)" $filter)
 }
 
+# The plugin and the tests that use it, nothing else; what a machine without a GPU can run of them is run.
+build_and_test_cuda() {
+  if ! [ -x "${CUDACXX:-${CUDA_HOME:-/usr/local/cuda}/bin/nvcc}" ] && ! command -v nvcc >/dev/null; then
+    echo "test.sh --cuda needs the CUDA toolkit, 12.4 or newer, and found no nvcc: put it on the PATH, or set CUDACXX to it" >&2
+    return 1
+  fi
+  scripts/install_packages.sh --test --cuda
+  configure cuda -DPOLYREME_CUDA=ON "-DPOLYREME_CUDA_ARCHS=${POLYREME_CUDA_ARCHS:-90}"
+  grep -iE 'flashinfer|cuda' build/cmake.log || true
+  local tests=()
+  mapfile -t tests < <(grep -v '^#' scripts/gpu_tests.txt)
+  cmake --build build/cuda --target polyreme_cuda polyreme "${tests[@]##*/}"
+  local test
+  for test in "${tests[@]}"; do
+    echo "== ${test##*/}"
+    "build/cuda/$test" --gtest_brief=1
+  done
+  scripts/check_sm70.sh
+}
+
+if [ "$plain" -eq 1 ]; then scripts/install_packages.sh --test; fi
+mkdir -p build
 if [ "$sanitize" -eq 1 ]; then
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1"
   build_and_test asan "-LE e2e" -DPOLYREME_SANITIZE=address,undefined
   build_and_test tsan "-L threads" -DPOLYREME_SANITIZE=thread
 fi
-build_and_test test ""
+if [ "$plain" -eq 1 ]; then build_and_test test ""; fi
+if [ "$cuda" -eq 1 ]; then build_and_test_cuda; fi
