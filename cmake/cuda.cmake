@@ -5,19 +5,34 @@ find_program(POLYREME_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME PATHS /usr/local
 if(NOT POLYREME_NVCC)
   message(FATAL_ERROR "POLYREME_CUDA needs the CUDA toolkit (nvcc), 12.4 or newer; set CUDACXX to its nvcc, or configure without POLYREME_CUDA")
 endif()
+execute_process(COMMAND ${POLYREME_NVCC} --list-gpu-code OUTPUT_VARIABLE POLYREME_GPU_CODES
+  ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+string(REPLACE "\n" ";" POLYREME_GPU_CODES "${POLYREME_GPU_CODES}")
+if(NOT POLYREME_CUDA_ARCHS)
+  message(FATAL_ERROR "POLYREME_CUDA_ARCHS is empty; expected a list such as 80;86;89;90")
+endif()
+foreach(arch IN LISTS POLYREME_CUDA_ARCHS)
+  if(NOT "sm_${arch}" IN_LIST POLYREME_GPU_CODES)
+    string(REPLACE ";" " " codes "${POLYREME_GPU_CODES}")
+    message(FATAL_ERROR "POLYREME_CUDA_ARCHS names ${arch}, which ${POLYREME_NVCC} does not know; it knows ${codes} (70 wants a CUDA 12 toolkit)")
+  endif()
+endforeach()
+
 set(CMAKE_CUDA_COMPILER ${POLYREME_NVCC})
 set(CMAKE_CUDA_ARCHITECTURES OFF)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
-find_package(CUDAToolkit REQUIRED)
+find_package(CUDAToolkit 12.4 REQUIRED)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+set(CMAKE_CUDA_EXTENSIONS OFF)
 if(POLYREME_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${POLYREME_CCACHE})
 endif()
 
-# polyreme_cuda_kernels(name ARCHS 80;90a SOURCES a.cu ...): an object library for real machine code
-# of each architecture.
+# polyreme_cuda_kernels(name ARCHS 80;90a SOURCES a.cu ... [OPTIONS ...] [INCLUDES dir ...]): an
+# object library with machine code of each architecture and no PTX: another GPU is refused by name
+# instead of being served by a compiler inside the driver.
 function(polyreme_cuda_kernels name)
   cmake_parse_arguments(arg "" "" "ARCHS;SOURCES;OPTIONS;INCLUDES" ${ARGN})
   list(TRANSFORM arg_ARCHS APPEND -real)

@@ -29,6 +29,9 @@ class OpsConformance : public testing::TestWithParam<BackendCase> {
     std::string names;
     for (const BackendCase& each : BackendCases()) names += " " + each.name;
     std::printf("Backends that run:%s; seed %u\n", names.c_str(), kSeed);
+    if (const absl::Status gpu = GpuAvailable(); !gpu.ok()) {
+      std::printf("CUDA does not run: %s\n", Message(gpu).c_str());
+    }
   }
 
   DeviceTensor EmptyActivations(int64_t rows, int64_t cols) {

@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <numeric>
+
+#include "worker/backend/cuda/plugin.h"
 
 namespace polyreme::ops {
 namespace {
 
+using backend::AttentionChoice;
 using backend::cpu::Isa;
 
 template <Isa kIsa, int32_t kThreads>
@@ -16,7 +21,29 @@ absl::StatusOr<std::unique_ptr<backend::Backend>> MakeCpu() {
   return backend::MakeCpuBackend({.num_threads = kThreads, .isa = kIsa});
 }
 
+template <DType kType, AttentionChoice kAttention = AttentionChoice::kAuto>
+absl::StatusOr<std::unique_ptr<backend::Backend>> MakeCuda() {
+  backend::BackendOptions options;
+  options.dtype = kType;
+  options.attention = kAttention;
+  return backend::MakeBackend("cuda", options);
+}
+
 }  // namespace
+
+void UseBuiltCudaPlugin() {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path folder = fs::read_symlink("/proc/self/exe", error);
+  for (int up = 0; up < 4 && !error && folder.has_relative_path(); ++up) {
+    folder = folder.parent_path();
+    const fs::path plugin = folder / cuda::kPluginFile;
+    if (fs::exists(plugin, error)) {
+      setenv("POLYREME_CUDA_PLUGIN", plugin.c_str(), 0);
+      return;
+    }
+  }
+}
 
 std::string NameOf(Isa isa) {
   return isa == Isa::kScalar ? "scalar" : isa == Isa::kAvx2 ? "avx2" : "avx512";
@@ -30,18 +57,33 @@ std::vector<Isa> SupportedIsas() {
   return isas;
 }
 
+absl::Status GpuAvailable() {
+  UseBuiltCudaPlugin();
+  ASSIGN_OR_RETURN(const cuda::CudaPlugin* plugin, cuda::OpenCudaPlugin());
+  ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
+  if (system.gpus.empty()) return FailedPrecondition("no GPU is visible to this process");
+  return absl::OkStatus();
+}
+
 std::vector<BackendCase> BackendCases() {
-  std::vector<BackendCase> cases;
-  for (const std::string_view name : backend::BackendNames()) {
-    CHECK(name == "cpu", "add a row for backend {}", name);
-    cases.push_back({"cpu", [] { return backend::MakeBackend("cpu", {}); }});
-  }
-  cases.push_back({"cpu_scalar_2_threads", MakeCpu<Isa::kScalar, 2>});
+  std::vector<BackendCase> cases = {
+      {"cpu", [] { return backend::MakeBackend("cpu", {}); }},
+      {"cpu_scalar_2_threads", MakeCpu<Isa::kScalar, 2>},
+  };
   if (backend::cpu::IsSupported(Isa::kAvx2)) {
     cases.push_back({"cpu_avx2_3_threads", MakeCpu<Isa::kAvx2, 3>});
   }
   if (backend::cpu::IsSupported(Isa::kAvx512)) {
     cases.push_back({"cpu_avx512_2_threads", MakeCpu<Isa::kAvx512, 2>});
+  }
+  if (GpuAvailable().ok()) {
+    cases.push_back({"cuda_bf16", MakeCuda<DType::kBF16>});
+    cases.push_back({"cuda_f16", MakeCuda<DType::kF16>});
+    cases.push_back({"cuda_f32", MakeCuda<DType::kF32>});
+    cases.push_back({"cuda_bf16_own_attention", MakeCuda<DType::kBF16, AttentionChoice::kOwn>});
+  }
+  for (const std::string_view name : backend::BackendNames()) {
+    CHECK(name == "cpu" || name == "cuda", "add cases for backend {}", name);
   }
   return cases;
 }

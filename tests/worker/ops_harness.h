@@ -20,8 +20,13 @@ struct BackendCase {
   std::string name;  // "cpu", "cpu_avx2_3_threads"
   absl::StatusOr<std::unique_ptr<backend::Backend>> (*make)();
 };
-// Each backend of this build, and the CPU's with each instruction set that this machine has.
+// The CPU's with each instruction set that this machine has, and the GPU's of each type where there
+// is one (GpuAvailable).
 std::vector<BackendCase> BackendCases();
+// Ok, or why nothing can run on a GPU here: no plugin in this build, no driver, no GPU.
+absl::Status GpuAvailable();
+// Names the plugin of this test's own build folder, unless POLYREME_CUDA_PLUGIN names one.
+void UseBuiltCudaPlugin();
 std::vector<backend::cpu::Isa> SupportedIsas();
 std::string NameOf(backend::cpu::Isa isa);
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "worker/backend/cpu/cpu_backend.h"
+#include "worker/backend/cuda/plugin.h"
 
 namespace polyreme::backend {
 namespace {
@@ -17,6 +18,11 @@ constexpr BackendRow kBackends[] = {
     {"cpu",
      [](const BackendOptions& options) {
        return MakeCpuBackend({.num_threads = options.num_threads, .isa = std::nullopt});
+     }},
+    {"cuda",
+     [](const BackendOptions& options) -> absl::StatusOr<std::unique_ptr<Backend>> {
+       ASSIGN_OR_RETURN(const cuda::CudaPlugin* plugin, cuda::OpenCudaPlugin());
+       return plugin->make_backend(options);
      }},
 };
 

@@ -7,7 +7,6 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <utility>
 
 namespace polyreme::backend {
 namespace {
@@ -55,34 +54,6 @@ int64_t GroupFreeBytes() {
 }
 
 }  // namespace
-
-absl::Status CpuLane::status() const {
-  const std::lock_guard lock(mutex_);
-  return first_error_;
-}
-
-void CpuLane::Fail(absl::Status why) {
-  CHECK(!why.ok());
-  std::function<void(const absl::Status&)> hook;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!first_error_.ok()) return;
-    first_error_ = why;
-    failed_.store(true, std::memory_order_release);
-    hook = std::exchange(hook_, nullptr);
-  }
-  if (hook) hook(why);
-}
-
-void CpuLane::SetFailureHook(std::function<void(const absl::Status&)> hook) {
-  absl::Status why;
-  {
-    const std::lock_guard lock(mutex_);
-    why = first_error_;
-    if (why.ok()) hook_ = std::move(hook);
-  }
-  if (!why.ok() && hook) hook(why);
-}
 
 TensorView CpuLane::Scratch(DType dtype, const Shape& shape) {
   TensorView view{nullptr, dtype, shape};

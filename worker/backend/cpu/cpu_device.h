@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
+#include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "parallel/tensor/device.h"
+#include "worker/backend/lane_failure.h"
 
 namespace polyreme::backend {
 
@@ -18,11 +18,12 @@ class CpuLane final : public Lane {
  public:
   explicit CpuLane(Buffer arena) : arena_(std::move(arena)) {}
 
-  bool ok() const override { return !failed_.load(std::memory_order_acquire); }
-  absl::Status status() const override;
-  void Fail(absl::Status why) override;
-  // A hook set after the failure runs at once.
-  void SetFailureHook(std::function<void(const absl::Status&)> hook) override;
+  bool ok() const override { return failure_.ok(); }
+  absl::Status status() const override { return failure_.status(); }
+  void Fail(absl::Status why) override { failure_.Fail(std::move(why)); }
+  void SetFailureHook(std::function<void(const absl::Status&)> hook) override {
+    failure_.SetHook(std::move(hook));
+  }
 
   TensorView Scratch(DType dtype, const Shape& shape) override;
   void Rewind() override { used_ = 0; }
@@ -38,10 +39,7 @@ class CpuLane final : public Lane {
   Buffer arena_;
   int64_t used_ = 0;
   std::atomic<int64_t> marks_{0};
-  std::atomic<bool> failed_{false};
-  mutable std::mutex mutex_;
-  absl::Status first_error_ ABSL_GUARDED_BY(mutex_);
-  std::function<void(const absl::Status&)> hook_ ABSL_GUARDED_BY(mutex_);
+  LaneFailure failure_;
 };
 
 // Buffers are fresh anonymous mappings: zeroed, at least 64-byte aligned, and pages that nobody
