@@ -30,11 +30,11 @@ cudaError_t RotateAndStore(cudaStream_t stream, Element type, const Step& step, 
 // x [T, 2F] -> y [T, F].
 cudaError_t SiluGate(cudaStream_t stream, Element type, const void* x, int64_t T, int64_t F,
                      void* y);
-// y[i] = x[rows[i]], rows of row_bytes (a multiple of 4).
+// y[i] = x[rows[i]], rows of row_bytes (a multiple of 2).
 cudaError_t GatherRows(cudaStream_t stream, const void* x, const int32_t* rows, int64_t num_rows,
                        int64_t row_bytes, void* y);
 // moves: [num] pairs (from, to) of blocks of block_bytes (a multiple of 16) in each of keys and
-// values.
+// values. Made in their order: a later move may overwrite what an earlier one has read.
 cudaError_t CopyBlocks(cudaStream_t stream, void* keys, void* values, int64_t block_bytes,
                        const int32_t* moves, int num);
 // to = from, converted. For logits, loading and tests.
