@@ -1,0 +1,35 @@
+// Paged attention in its plainest form: any head width up to 256, any group of query heads, any
+// types, decode and prompt rows alike, sm_70 and newer. What no faster kernel serves comes here.
+#pragma once
+
+#include "worker/backend/cuda/element.h"
+
+namespace polyreme::cuda {
+
+inline constexpr int kMaxPagedHeadDim = 256;
+
+struct PagedAttentionArguments {
+  Element type = Element::kBF16;  // of qkv and y
+  Step step;
+  Heads heads;
+  const void* qkv = nullptr;  // [T, (H + 2G) D]
+  Pool pool;
+  float scale = 1;
+  void* y = nullptr;  // [T, H D]
+  // Rows that another kernel serves: those of tokens [skip_begin, skip_end), and, with
+  // prompts_only, all rows of one token.
+  int skip_begin = 0;
+  int skip_end = 0;
+  bool prompts_only = false;
+  // Above 1 the context is cut into as many pieces, for steps whose rows are one token each.
+  // PagedAttentionSplits gives what workspace of PagedAttentionWorkspaceBytes is enough for.
+  int num_splits = 1;
+  float* workspace = nullptr;
+};
+
+// Depends on the number of tokens only, so that a recorded step fits each replay.
+int PagedAttentionSplits(int num_tokens, const Heads& heads, int num_multiprocessors);
+int64_t PagedAttentionWorkspaceBytes(const Heads& heads, int num_multiprocessors);
+cudaError_t PagedAttention(cudaStream_t stream, const PagedAttentionArguments& arguments);
+
+}  // namespace polyreme::cuda
