@@ -7,6 +7,7 @@
 #include "parallel/base/file.h"
 #include "parallel/base/json.h"
 #include "parallel/base/limits.h"
+#include "worker/weights/fingerprint.h"
 
 namespace polyreme::weights {
 namespace {
@@ -16,26 +17,7 @@ constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kHashedPages = 16;
 
-// FNV-1a, 64 bits: it finds accidents, not forgers.
-class Hash {
- public:
-  void Add(const void* data, int64_t bytes) {
-    const auto* byte = static_cast<const unsigned char*>(data);
-    for (int64_t i = 0; i < bytes; ++i) value_ = (value_ ^ byte[i]) * 0x100000001b3ULL;
-  }
-  // With its length, so that two texts never run into each other.
-  void Add(std::string_view text) {
-    Add(static_cast<int64_t>(text.size()));
-    Add(text.data(), static_cast<int64_t>(text.size()));
-  }
-  void Add(int64_t number) { Add(&number, sizeof number); }
-  std::string ToString() const { return fmt::format("{:016x}", value_); }
-
- private:
-  uint64_t value_ = 0xcbf29ce484222325ULL;
-};
-
-void AddFile(const SafetensorsFile& file, std::string_view name, Hash& hash) {
+void AddFile(const SafetensorsFile& file, std::string_view name, Fingerprint& hash) {
   hash.Add(name);
   hash.Add(file.header());
   hash.Add(file.file_bytes());
@@ -100,7 +82,7 @@ absl::Status CheckIndex(const WeightMap& index, const std::string& directory,
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& directory) {
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
-  Hash hash;
+  Fingerprint hash;
   ASSIGN_OR_RETURN(const std::string config,
                    ReadFile(directory + "/config.json", limits::kMaxConfigFileBytes));
   hash.Add(config);

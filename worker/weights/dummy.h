@@ -53,7 +53,7 @@ struct SaveOptions {
   uint64_t seed = 0;
   int32_t num_threads = 0;                 // 0: as many as the machine has processors
   int64_t max_file_bytes = 5'000'000'000;  // of tensors; a larger tensor has a file of its own
-  // Called after each piece that was written, from the calling thread's workers, one at a time;
+  // Called after each piece that was written, from any of the writing threads, one at a time;
   // may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };

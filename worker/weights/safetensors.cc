@@ -133,6 +133,19 @@ int64_t ChangedAt(const struct stat& info) {
 
 }  // namespace
 
+std::string_view SafetensorsName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBF16:
+      return "BF16";
+    default:
+      CHECK(false, "{} is not written", NameOf(dtype));
+  }
+}
+
 absl::StatusOr<std::vector<TensorEntry>> ParseSafetensorsHeader(std::string_view text,
                                                                 int64_t data_bytes) {
   if (!text.starts_with('{')) return DataLoss("expected the header to begin with '{{'");

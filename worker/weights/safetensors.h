@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "parallel/base/status.h"
+#include "parallel/tensor/tensor.h"
 
 namespace polyreme::weights {
 
@@ -26,6 +27,9 @@ struct TensorEntry {
   int64_t end = 0;
   int64_t bytes() const { return end - begin; }
 };
+
+// "F32", "F16" or "BF16".
+std::string_view SafetensorsName(DType dtype);
 
 // The header alone: what is in `text`, checked against `data_bytes`, the bytes that follow it.
 // Entries in order of name. DataLoss names the tensor and says what is wrong.

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 
-#include "absl/container/flat_hash_set.h"
-#include "worker/weights/floats.h"
 #include "worker/weights/tensor_names.h"
 
 namespace polyreme::weights {
@@ -22,9 +20,9 @@ struct Part {
 class Loader {
  public:
   // total: bytes that will be read, for the progress; an estimate.
-  Loader(const Checkpoint& checkpoint, const LoadOptions& options, int64_t total,
+  Loader(const TensorSource& tensors, const LoadOptions& options, int64_t total,
          WeightPacker& packer)
-      : checkpoint_(checkpoint), options_(options), total_(total), packer_(packer) {}
+      : tensors_(tensors), options_(options), total_(total), packer_(packer) {}
 
   // The parts' rows, one after another.
   absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts);
@@ -41,91 +39,67 @@ class Loader {
   int64_t bytes_read() const { return done_; }
 
  private:
-  const Checkpoint::Tensor& Get(std::string_view name) const {
-    const Checkpoint::Tensor* tensor = checkpoint_.Find(name);
-    CHECK(tensor != nullptr, "{} was checked", name);
-    return *tensor;
-  }
-  absl::StatusOr<Weight> Pack(const WeightSource& source, const Checkpoint::Tensor& first);
+  Range AllColumnsOf(std::string_view name) const { return {0, tensors_.ShapeOf(name)[1]}; }
+  // first: the tensor to be named by errors.
+  absl::StatusOr<Weight> Pack(const WeightSource& source, std::string_view first);
   void Count(int64_t bytes) {
     done_ += bytes;
     if (options_.progress) options_.progress(std::min(done_, total_), total_);
   }
 
-  const Checkpoint& checkpoint_;
+  const TensorSource& tensors_;
   const LoadOptions& options_;
   const int64_t total_;
   WeightPacker& packer_;
   int64_t done_ = 0;
 };
 
-DType TypeOf(const Checkpoint::Tensor& tensor) {
-  absl::StatusOr<DType> dtype = ParseDType(tensor.entry->dtype);
-  CHECK(dtype.ok(), "{} was checked", tensor.Where());
-  return *dtype;
-}
-
-absl::StatusOr<Weight> Loader::Pack(const WeightSource& source, const Checkpoint::Tensor& first) {
+absl::StatusOr<Weight> Loader::Pack(const WeightSource& source, std::string_view first) {
   absl::StatusOr<Weight> weight = packer_.Pack(source);
-  if (!weight.ok()) return Annotate(weight.status(), first.Where());
+  if (!weight.ok()) return Annotate(weight.status(), tensors_.Where(first));
   int64_t rows = 0;
   for (const WeightSource::RowBlock& block : source.blocks) {
-    if (block.data != nullptr) rows += block.rows;
+    if (!block.is_zero()) rows += block.rows;
   }
   Count(rows * source.cols * SizeOf(source.dtype));
   return weight;
 }
 
 absl::StatusOr<Weight> Loader::StackRows(absl::Span<const Part> parts) {
-  const Checkpoint::Tensor& first = Get(parts[0].name);
+  const std::string& first = parts[0].name;
   WeightSource source;
-  source.dtype = TypeOf(first);
-  source.cols = first.entry->shape[1];
+  source.dtype = tensors_.TypeOf(first);
+  source.cols = AllColumnsOf(first).size();
   for (const Part& part : parts) {
-    const Checkpoint::Tensor& tensor = Get(part.name);
-    if (TypeOf(tensor) != source.dtype) {
-      return InvalidArgument("{}: expected {} as {} is, got {}", tensor.Where(), first.entry->dtype,
-                             first.entry->name, tensor.entry->dtype);
+    if (tensors_.TypeOf(part.name) != source.dtype) {
+      return InvalidArgument("{}: expected {} as {} is, got {}", tensors_.Where(part.name),
+                             SafetensorsName(source.dtype), first,
+                             SafetensorsName(tensors_.TypeOf(part.name)));
     }
-    const int64_t stride = source.cols * SizeOf(source.dtype);
-    source.blocks.push_back({.data = tensor.data() + part.rows.begin * stride,
-                             .rows = part.rows.size(),
-                             .row_stride_bytes = stride});
+    source.blocks.push_back(tensors_.BlockOf(part.name, part.rows, AllColumnsOf(part.name)));
   }
   return Pack(source, first);
 }
 
 absl::StatusOr<Weight> Loader::CutColumns(const std::string& name, Range columns,
                                           std::vector<int64_t> segment_ends) {
-  const Checkpoint::Tensor& tensor = Get(name);
   WeightSource source;
-  source.dtype = TypeOf(tensor);
+  source.dtype = tensors_.TypeOf(name);
   source.cols = columns.size();
   source.segment_ends = std::move(segment_ends);
-  const int64_t element = SizeOf(source.dtype);
-  source.blocks.push_back({.data = tensor.data() + columns.begin * element,
-                           .rows = tensor.entry->shape[0],
-                           .row_stride_bytes = tensor.entry->shape[1] * element});
-  return Pack(source, tensor);
+  source.blocks.push_back(tensors_.BlockOf(name, {0, tensors_.ShapeOf(name)[0]}, columns));
+  return Pack(source, name);
 }
 
 absl::StatusOr<Weight> Loader::PaddedRows(std::string_view name, Range rows) {
-  const Checkpoint::Tensor& tensor = Get(name);
   WeightSource source;
-  source.dtype = TypeOf(tensor);
-  source.cols = tensor.entry->shape[1];
-  const int64_t stride = source.cols * SizeOf(source.dtype);
-  const int64_t begin = std::min(rows.begin, tensor.entry->shape[0]);
-  const int64_t end = std::min(rows.end, tensor.entry->shape[0]);
-  if (begin < end) {
-    source.blocks.push_back(
-        {.data = tensor.data() + begin * stride, .rows = end - begin, .row_stride_bytes = stride});
-  }
-  if (end - begin < rows.size()) {
-    source.blocks.push_back(
-        {.data = nullptr, .rows = rows.size() - (end - begin), .row_stride_bytes = stride});
-  }
-  return Pack(source, tensor);
+  source.dtype = tensors_.TypeOf(name);
+  source.cols = AllColumnsOf(name).size();
+  const int64_t held = tensors_.ShapeOf(name)[0];
+  const Range real{std::min(rows.begin, held), std::min(rows.end, held)};
+  if (!real.empty()) source.blocks.push_back(tensors_.BlockOf(name, real, AllColumnsOf(name)));
+  if (real.size() < rows.size()) source.blocks.push_back({.rows = rows.size() - real.size()});
+  return Pack(source, name);
 }
 
 absl::StatusOr<Vector> Loader::Upload(absl::Span<const float> values) {
@@ -139,20 +113,17 @@ absl::StatusOr<Vector> Loader::JoinVectors(absl::Span<const Part> parts) {
   std::vector<float> values;
   int64_t bytes = 0;
   for (const Part& part : parts) {
-    const Checkpoint::Tensor& tensor = Get(part.name);
-    const DType dtype = TypeOf(tensor);
-    AppendAsFloats(dtype, tensor.data() + part.rows.begin * SizeOf(dtype), part.rows.size(),
-                   values);
-    bytes += part.rows.size() * SizeOf(dtype);
+    tensors_.AppendFloats(part.name, part.rows, values);
+    bytes += part.rows.size() * SizeOf(tensors_.TypeOf(part.name));
   }
   absl::StatusOr<Vector> vector = Upload(values);
-  if (!vector.ok()) return Annotate(vector.status(), Get(parts[0].name).Where());
+  if (!vector.ok()) return Annotate(vector.status(), tensors_.Where(parts[0].name));
   Count(bytes);
   return vector;
 }
 
 absl::StatusOr<Vector> Loader::WholeVector(std::string_view name) {
-  const Part whole{.name = std::string(name), .rows = {0, Get(name).entry->shape[0]}};
+  const Part whole{.name = std::string(name), .rows = {0, tensors_.ShapeOf(name)[0]}};
   return JoinVectors(absl::MakeConstSpan(&whole, 1));
 }
 
@@ -225,11 +196,10 @@ absl::Status LoadTables(const plan::ModelSpec& spec, Loader& loader, ShardWeight
   return absl::OkStatus();
 }
 
-std::string ShowShape(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (const int64_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
-  return "[" + text + "]";
-}
+struct StagingRelease {
+  WeightPacker& packer;
+  ~StagingRelease() { packer.ReleaseStaging(); }
+};
 
 int64_t BytesOf(const std::optional<Weight>& weight) {
   return weight.has_value() ? weight->bytes.bytes() : 0;
@@ -237,43 +207,16 @@ int64_t BytesOf(const std::optional<Weight>& weight) {
 
 }  // namespace
 
-absl::Status CheckCheckpoint(const Checkpoint& checkpoint, const plan::ModelSpec& spec) {
-  const std::vector<ExpectedTensor> expected = ExpectedTensors(spec);
-  absl::flat_hash_set<std::string_view> known;
-  for (const ExpectedTensor& want : expected) {
-    known.insert(want.name);
-    const Checkpoint::Tensor* tensor = checkpoint.Find(want.name);
-    if (tensor == nullptr) {
-      return DataLoss("{}: {}: expected this tensor, it is missing", checkpoint.directory(),
-                      want.name);
-    }
-    if (tensor->entry->shape != want.shape) {
-      return DataLoss("{}: expected shape {}, got {}", tensor->Where(), ShowShape(want.shape),
-                      ShowShape(tensor->entry->shape));
-    }
-    const absl::StatusOr<DType> dtype = ParseDType(tensor->entry->dtype);
-    if (!dtype.ok() || !IsFloat(*dtype)) {
-      return DataLoss("{}: expected F32, F16 or BF16, got {}", tensor->Where(),
-                      tensor->entry->dtype);
-    }
-  }
-  for (const Checkpoint::Tensor& tensor : checkpoint.tensors()) {
-    if (known.contains(std::string_view(tensor.entry->name))) continue;
-    if (IsIgnorable(tensor.entry->name, spec)) continue;
-    return DataLoss("{}: this tensor is not part of {}", tensor.Where(), spec.architecture);
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
+absl::StatusOr<ShardWeights> LoadShard(const TensorSource& source, const plan::ModelSpec& spec,
                                        const plan::ShardPlan& plan, const LoadOptions& options,
                                        WeightPacker& packer) {
-  RETURN_IF_ERROR(CheckCheckpoint(checkpoint, spec));
+  RETURN_IF_ERROR(source.Check(spec));
+  const StagingRelease release{packer};
   ShardWeights weights;
   weights.spec = spec;
   weights.shard = plan.ShardOf(options.rank);
   weights.rope_positions = options.positions;
-  Loader loader(checkpoint, options, weights.shard.weight_bytes, packer);
+  Loader loader(source, options, weights.shard.weight_bytes, packer);
   const Slices slices = SlicesOf(spec, plan, options.rank);
   RETURN_IF_ERROR(LoadTables(spec, loader, weights));
   for (int64_t layer = weights.shard.layers.begin; layer < weights.shard.layers.end; ++layer) {
@@ -283,10 +226,16 @@ absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan:
   }
   ASSIGN_OR_RETURN(weights.rope,
                    loader.Upload(plan::RopeTable(spec.rope, spec.head_dim, options.positions)));
-  RETURN_IF_ERROR(checkpoint.CheckUnchanged());
+  RETURN_IF_ERROR(source.CheckUnchanged());
   weights.checkpoint_bytes_read = loader.bytes_read();
   if (options.progress) options.progress(weights.shard.weight_bytes, weights.shard.weight_bytes);
   return weights;
+}
+
+absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
+                                       const plan::ShardPlan& plan, const LoadOptions& options,
+                                       WeightPacker& packer) {
+  return LoadShard(*MakeCheckpointSource(checkpoint), spec, plan, options, packer);
 }
 
 int64_t ShardWeights::attention_bytes() const {

@@ -5,13 +5,27 @@
 #include <cstring>
 
 #include "worker/backend/cpu/kernels.h"
+#include "worker/weights/dummy.h"
 
 namespace polyreme::backend {
 namespace {
 
 using weights::WeightSource;
-// First bytes of the rows of one panel; null for a row of zeros.
-using PanelRows = std::array<const std::byte*, cpu::kLanes>;
+// One row of a panel: bytes, or the index of its first element in a dummy tensor, or zeros.
+struct PanelRow {
+  const std::byte* data = nullptr;
+  const weights::DummyValues* values = nullptr;
+  uint64_t first = 0;
+};
+using PanelRows = std::array<PanelRow, cpu::kLanes>;
+
+PanelRow RowOf(const WeightSource::RowBlock& block, int64_t row) {
+  if (block.data != nullptr) return {.data = block.data + row * block.row_stride_bytes};
+  if (!block.generated.has_value()) return {};
+  const WeightSource::Generated& from = *block.generated;
+  const int64_t first = (from.first_row + row) * from.full_cols + from.first_col;
+  return {.values = &from.values, .first = static_cast<uint64_t>(first)};
+}
 
 PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
   PanelRows rows{};
@@ -20,9 +34,8 @@ PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
     const int64_t block_end = block_begin + block.rows;
     const int64_t begin = std::max(block_begin, panel * cpu::kLanes);
     const int64_t end = std::min(block_end, (panel + 1) * cpu::kLanes);
-    for (int64_t n = begin; n < end && block.data != nullptr; ++n) {
-      rows[static_cast<size_t>(n % cpu::kLanes)] =
-          block.data + (n - block_begin) * block.row_stride_bytes;
+    for (int64_t n = begin; n < end; ++n) {
+      rows[static_cast<size_t>(n % cpu::kLanes)] = RowOf(block, n - block_begin);
     }
     block_begin = block_end;
   }
@@ -32,16 +45,26 @@ PanelRows RowsOfPanel(const WeightSource& source, int64_t panel) {
 // memcpy, because a mapped file promises no alignment. The panel is already zero where there is no
 // row. Columns are taken some at a time, so that the 16 rows meet in the first-level cache.
 template <class Element>
-void PackPanel(const PanelRows& rows, int64_t cols, std::byte* panel) {
+void PackPanel(const PanelRows& rows, DType dtype, int64_t cols, std::byte* panel) {
   constexpr int64_t kBlockCols = 256;
   constexpr auto kBytes = static_cast<int64_t>(sizeof(Element));
+  std::array<std::byte, kBlockCols * sizeof(Element)> made;
   for (int64_t begin = 0; begin < cols; begin += kBlockCols) {
-    const int64_t end = std::min(cols, begin + kBlockCols);
+    const int64_t count = std::min(cols - begin, kBlockCols);
     for (int64_t n = 0; n < cpu::kLanes; ++n) {
-      const std::byte* row = rows[static_cast<size_t>(n)];
-      if (row == nullptr) continue;
-      for (int64_t k = begin; k < end; ++k) {
-        std::memcpy(panel + (k * cpu::kLanes + n) * kBytes, row + k * kBytes, sizeof(Element));
+      const PanelRow& row = rows[static_cast<size_t>(n)];
+      const std::byte* from = made.data();
+      if (row.data != nullptr) {
+        from = row.data + begin * kBytes;
+      } else if (row.values != nullptr) {
+        weights::FillDummy(*row.values, dtype, row.first + static_cast<uint64_t>(begin), count,
+                           made.data());
+      } else {
+        continue;
+      }
+      for (int64_t k = 0; k < count; ++k) {
+        std::memcpy(panel + ((begin + k) * cpu::kLanes + n) * kBytes, from + k * kBytes,
+                    sizeof(Element));
       }
     }
   }
@@ -78,9 +101,9 @@ absl::StatusOr<weights::Weight> CpuPacker::Pack(const WeightSource& source) {
   pool_.ParallelFor(num_panels, [&](int64_t panel) {
     const PanelRows rows = RowsOfPanel(source, panel);
     if (SizeOf(source.dtype) == 2) {
-      PackPanel<uint16_t>(rows, source.cols, bytes + panel * panel_bytes);
+      PackPanel<uint16_t>(rows, source.dtype, source.cols, bytes + panel * panel_bytes);
     } else {
-      PackPanel<float>(rows, source.cols, bytes + panel * panel_bytes);
+      PackPanel<float>(rows, source.dtype, source.cols, bytes + panel * panel_bytes);
     }
   });
   return weight;
