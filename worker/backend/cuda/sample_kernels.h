@@ -3,7 +3,7 @@
 #pragma once
 
 #include "worker/backend/cuda/element.h"
-#include "worker/ops/sampling.h"
+#include "worker/ops/sample_spec.h"
 
 namespace polyreme::cuda {
 
