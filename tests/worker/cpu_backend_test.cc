@@ -132,7 +132,7 @@ TEST(FloatFormats, WritingRoundsToNearestEven) {
 TEST(Backends, AnUnknownNameListsTheKnownOnes) {
   const auto backend = MakeBackend("abacus", {});
   EXPECT_EQ(backend.status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(Message(backend.status()), "expected a backend of cpu, got 'abacus'");
+  EXPECT_EQ(Message(backend.status()), "expected a backend of cpu, cuda, got 'abacus'");
   EXPECT_EQ(MakeBackend("cpu", {.num_threads = 0, .device_index = 0}).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
