@@ -72,6 +72,11 @@ class Communicator {
     return absl::OkStatus();
   }
 
+  // The lane that fails when the group ends for a reason of its own (a peer is lost), even if no
+  // operation is asked for any more, as when recorded work is replayed; null: none any more, which
+  // its owner says before the lane goes. A CPU's operations see the end themselves. Any thread.
+  virtual void FailWithGroup(Lane* lane) { (void)lane; }
+
   // Ends the group: operations in progress here and at the peers fail soon, later ones at once. The
   // first reason stays. Any thread.
   virtual void Abort(absl::Status why) noexcept = 0;
