@@ -104,8 +104,7 @@ class CommunicatorFactory {
   virtual ~CommunicatorFactory() = default;
   // Called by rank 0 of a group; the id travels to the other members as a value of the meeting.
   virtual absl::StatusOr<std::string> MakeId() = 0;
-  // Called by each member of a group with the id that its rank 0 made. Also called for groups of
-  // one.
+  // Called by each member of a group with the id that its rank 0 made; a group of one has none.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(const GroupSpec& group,
                                                              const std::string& id) = 0;
 };
