@@ -45,8 +45,11 @@ class Products {
   // What Tune will keep on the device (cublasLt's workspace).
   virtual int64_t workspace_bytes() const = 0;
 
-  // May be captured. out: Element of y (of `type`, or kF32 for logits). Without an entry in the
-  // table the library's own heuristic decides, once per shape, and is remembered.
+  // May be captured after Tune. out: Element of y (of `type`, or kF32 for logits). Without an entry
+  // in the table our GEMV serves what it takes, and else the library's own heuristic decides, once
+  // per shape and bucket, and is remembered; the first such call takes the workspace, if Tune has
+  // not. Any N, K and alignment: what cublasLt does not take, a plain kernel serves. One thread,
+  // and one stream at a time.
   virtual absl::Status Run(cudaStream_t stream, const void* x, int64_t T, const void* w, int64_t n,
                            int64_t k, void* y, Element out) = 0;
 };
