@@ -41,12 +41,11 @@ struct Asked {
 
 class Driver {
  public:
-  Driver(RankThreads& ranks, const step::StepLimits& limits, const HandPolicy& policy,
-         int64_t first_step)
+  Driver(const HandRanks& ranks, const step::StepLimits& limits, const HandPolicy& policy)
       : ranks_(ranks),
         limits_(limits),
         policy_(policy),
-        next_step_(first_step),
+        next_step_(ranks.first_step),
         random_(policy.block_seed) {
     free_blocks_.resize(static_cast<size_t>(limits.num_blocks));
     for (int32_t i = 0; i < limits.num_blocks; ++i)
@@ -69,7 +68,7 @@ class Driver {
   absl::Status Collect(std::vector<HandOutput>& results);
   BlockId TakeBlock();
 
-  RankThreads& ranks_;
+  const HandRanks& ranks_;
   const step::StepLimits& limits_;
   const HandPolicy policy_;
   int64_t next_step_;
@@ -115,7 +114,7 @@ absl::Status Driver::Run(const std::vector<const HandRequest*>& requests,
   while (!finished() || !in_flight_.empty()) {
     while (!finished() && std::ssize(in_flight_) < policy_.depth) {
       const StepPlan plan = MakePlan();
-      RETURN_IF_ERROR(ranks_.Submit(plan));
+      RETURN_IF_ERROR(ranks_.submit(plan));
       in_flight_.push_back(asked_);
     }
     RETURN_IF_ERROR(Collect(results));
@@ -129,8 +128,8 @@ absl::Status Driver::Run(const std::vector<const HandRequest*>& requests,
 
 absl::Status Driver::Close() {
   sequences_.clear();
-  RETURN_IF_ERROR(ranks_.Submit(MakePlan()));
-  return ranks_.Await().status();
+  RETURN_IF_ERROR(ranks_.submit(MakePlan()));
+  return ranks_.await().status();
 }
 
 StepPlan Driver::MakePlan() {
@@ -232,7 +231,7 @@ void Driver::AddDraw(StepPlan& plan, size_t index, int32_t token_index) {
 }
 
 absl::Status Driver::Collect(std::vector<HandOutput>& results) {
-  ASSIGN_OR_RETURN(const step::StepResult result, ranks_.Await());
+  ASSIGN_OR_RETURN(const step::StepResult result, ranks_.await());
   const std::vector<Asked> asked = std::move(in_flight_.front());
   in_flight_.pop_front();
   if (asked.size() != result.samples.size()) {
@@ -257,7 +256,17 @@ absl::StatusOr<std::vector<HandOutput>> RunByHand(RankThreads& ranks,
                                                   const step::StepLimits& limits,
                                                   const std::vector<HandRequest>& requests,
                                                   const HandPolicy& policy) {
-  Driver driver(ranks, limits, policy, ranks.stats(0).steps);
+  return RunByHand({.submit = [&](const StepPlan& plan) { return ranks.Submit(plan); },
+                    .await = [&] { return ranks.Await(); },
+                    .first_step = ranks.stats(0).steps},
+                   limits, requests, policy);
+}
+
+absl::StatusOr<std::vector<HandOutput>> RunByHand(const HandRanks& ranks,
+                                                  const step::StepLimits& limits,
+                                                  const std::vector<HandRequest>& requests,
+                                                  const HandPolicy& policy) {
+  Driver driver(ranks, limits, policy);
   std::vector<HandOutput> results;
   std::vector<const HandRequest*> together;
   for (const HandRequest& request : requests) {

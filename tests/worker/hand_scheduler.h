@@ -3,12 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <vector>
 
+#include "deploy/bench/rank_threads.h"
 #include "parallel/base/status.h"
 #include "parallel/step/step_plan.h"
-#include "deploy/bench/rank_threads.h"
 
 namespace polyreme::run {
 
@@ -39,7 +40,18 @@ struct HandOutput {
   friend bool operator==(const HandOutput&, const HandOutput&) = default;
 };
 
+// Whoever takes plans and gives results, in order.
+struct HandRanks {
+  std::function<absl::Status(const step::StepPlan&)> submit;
+  std::function<absl::StatusOr<step::StepResult>()> await;
+  int64_t first_step = 0;  // the next plan's id
+};
+
 // The outputs of each request's choices, by request and choice. Fails if a step does.
+absl::StatusOr<std::vector<HandOutput>> RunByHand(const HandRanks& ranks,
+                                                  const step::StepLimits& limits,
+                                                  const std::vector<HandRequest>& requests,
+                                                  const HandPolicy& policy);
 absl::StatusOr<std::vector<HandOutput>> RunByHand(RankThreads& ranks,
                                                   const step::StepLimits& limits,
                                                   const std::vector<HandRequest>& requests,

@@ -2,7 +2,7 @@ polyreme_test(worker_sampler_test
   SOURCES sampler_test.cc
   DEPS polyreme_backend)
 polyreme_test(worker_run_test
-  SOURCES run_test.cc run_layout_test.cc hand_scheduler.cc checkpoint_builder.cc
-          count_allocations.cc
+  SOURCES run_test.cc run_layout_test.cc recording_test.cc recording_backend.cc hand_scheduler.cc
+          checkpoint_builder.cc count_allocations.cc
   DEPS polyreme_bench
   TIMEOUT 240)

@@ -8,9 +8,7 @@ Decoder BindDecoder(const weights::ShardWeights& weights, Tools tools) {
   const plan::ModelSpec& spec = weights.spec;
   Decoder decoder;
   decoder.ops = tools.ops;
-  decoder.heads = {.query_heads = weights.shard.query_heads.size(),
-                   .kv_heads = weights.shard.kv_heads.size(),
-                   .head_dim = spec.head_dim};
+  decoder.heads = HeadsOf(spec, weights.shard);
   decoder.rope.cos_sin = {weights.rope.bytes.data(), DType::kF32,
                           Shape{weights.rope_positions, spec.head_dim}};
   decoder.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(spec.head_dim)));
@@ -46,13 +44,14 @@ DecoderScratch MakeScratch(const Decoder& decoder, Lane& lane, int64_t num_token
   return s;
 }
 
-int64_t DecoderScratchBytes(const Decoder& decoder, int64_t num_tokens) {
+int64_t LayersScratchBytes(const plan::ModelSpec& spec, const plan::Shard& shard, DType activations,
+                           int64_t num_tokens) {
   constexpr int64_t kAlignment = 64;
   constexpr int64_t kTemporaries = 6;  // five of MakeScratch, and the sum inside RowLinear
-  const int64_t columns = 2 * decoder.width + decoder.heads.columns() +
-                          decoder.heads.query_heads * decoder.heads.head_dim +
-                          3 * decoder.ffn_columns;
-  return num_tokens * columns * SizeOf(decoder.ops->activation_dtype()) + kTemporaries * kAlignment;
+  const ops::HeadLayout heads = HeadsOf(spec, shard);
+  const int64_t columns = 2 * spec.width + heads.columns() + heads.query_heads * heads.head_dim +
+                          3 * shard.ffn_columns.size();
+  return num_tokens * columns * SizeOf(activations) + kTemporaries * kAlignment;
 }
 
 }  // namespace polyreme::model

@@ -51,6 +51,5 @@ struct DecoderScratch {
   TensorView gated;     // [T, F]
 };
 DecoderScratch MakeScratch(const Decoder& decoder, Lane& lane, int64_t num_tokens);
-int64_t DecoderScratchBytes(const Decoder& decoder, int64_t num_tokens);
 
 }  // namespace polyreme::model

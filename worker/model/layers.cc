@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "worker/model/model.h"
+
 namespace polyreme::model {
 namespace {
 
@@ -66,11 +68,13 @@ void VocabHead::Apply(Lane& lane, const ops::StepBatch& batch, ConstTensorView h
   }
 }
 
-int64_t VocabHead::ScratchBytes() const {
-  const int64_t shards = tools_.tensor_group->size();
-  const int64_t logits = chunk_samples_ * table_->rows * SizeOf(DType::kF32);
-  const int64_t hidden = chunk_samples_ * table_->cols * SizeOf(tools_.ops->activation_dtype());
-  return (shards > 1 ? shards + 1 : 1) * logits + 2 * hidden + 4 * 64;
+int64_t HeadScratchBytes(const plan::ModelSpec& spec, const plan::Shard& shard, int32_t shards,
+                         DType activations, int64_t chunk_samples) {
+  constexpr int64_t kAlignment = 64;
+  constexpr int64_t kTemporaries = 4;  // rows picked and normed, logits of one shard and of all
+  const int64_t logits = chunk_samples * shard.vocab_rows.size() * SizeOf(DType::kF32);
+  const int64_t hidden = chunk_samples * spec.width * SizeOf(activations);
+  return (shards > 1 ? shards + 1 : 1) * logits + 2 * hidden + kTemporaries * kAlignment;
 }
 
 }  // namespace polyreme::model

@@ -96,8 +96,6 @@ class VocabHead {
   using Sink = absl::FunctionRef<void(Range samples, ConstTensorView logits)>;
   // hidden [T, E]. Calls the sink for each chunk, in order, on every shard alike.
   void Apply(Lane& lane, const ops::StepBatch& batch, ConstTensorView hidden, Sink sink) const;
-  // Of the lane's arena, without what the sink takes.
-  int64_t ScratchBytes() const;
 
  private:
   Tools tools_;

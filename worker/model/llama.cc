@@ -36,9 +36,6 @@ class LlamaLayers final : public LayerStack {
   }
 
   const ops::HeadLayout& heads() const override { return d_.heads; }
-  int64_t ScratchBytes(int64_t num_tokens) const override {
-    return DecoderScratchBytes(d_, num_tokens);
-  }
 
  private:
   const Decoder d_;

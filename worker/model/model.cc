@@ -16,6 +16,12 @@ constexpr Row kTable[] = {
 
 }  // namespace
 
+ops::HeadLayout HeadsOf(const plan::ModelSpec& spec, const plan::Shard& shard) {
+  return {.query_heads = shard.query_heads.size(),
+          .kv_heads = shard.kv_heads.size(),
+          .head_dim = spec.head_dim};
+}
+
 absl::StatusOr<Model> MakeModel(const weights::ShardWeights& weights, Tools tools,
                                 const ModelOptions& options) {
   if (options.head_chunk_samples < 1) {

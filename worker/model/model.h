@@ -24,8 +24,6 @@ class LayerStack {
   virtual void Forward(Lane& lane, const ops::StepBatch& batch, const kv::KvCache& cache,
                        TensorView hidden) const = 0;
   virtual const ops::HeadLayout& heads() const = 0;
-  // Of the lane's arena, for steps of up to num_tokens, without what the ops take themselves.
-  virtual int64_t ScratchBytes(int64_t num_tokens) const = 0;
 };
 
 struct Model {
@@ -37,6 +35,16 @@ struct Model {
 struct ModelOptions {
   int64_t head_chunk_samples = 64;  // see VocabHead
 };
+
+// Heads held by one shard.
+ops::HeadLayout HeadsOf(const plan::ModelSpec& spec, const plan::Shard& shard);
+// Of the lane's arena, from numbers alone: what a stage's layers take for steps of up to
+// num_tokens (T), besides the hidden states and what the ops take themselves.
+int64_t LayersScratchBytes(const plan::ModelSpec& spec, const plan::Shard& shard, DType activations,
+                           int64_t num_tokens);
+// The same for the head, over `shards` parts of the vocabulary, without what the sink takes.
+int64_t HeadScratchBytes(const plan::ModelSpec& spec, const plan::Shard& shard, int32_t shards,
+                         DType activations, int64_t chunk_samples);
 
 // Binds weights, ops and group, all of which outlive the result. Unimplemented names a family that
 // is in no row of the table.

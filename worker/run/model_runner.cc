@@ -4,32 +4,9 @@
 #include <utility>
 
 #include "parallel/base/clock.h"
+#include "parallel/base/limits.h"
 
 namespace polyreme::run {
-namespace {
-
-ReplayKey KeyOf(const ops::StepBatch& batch) {
-  return {batch.num_tokens, batch.num_samples, batch.num_tokens == batch.num_rows};
-}
-
-}  // namespace
-
-int64_t StepScratchBytes(const model::Model& model, const plan::ModelSpec& spec, DType activations,
-                         const ModelRunner::Options& options) {
-  constexpr int64_t kAlignment = 64;
-  const int64_t num_tokens = options.limits.max_step_tokens;
-  const int64_t hidden = num_tokens * spec.width * SizeOf(activations) + kAlignment;
-  const int64_t layers = model.layers->ScratchBytes(num_tokens);
-  // Embedding and head run before and after the layers, in the same memory; the embedding's sum
-  // needs none.
-  int64_t head = 0;
-  if (model.head.has_value()) {
-    head = model.head->ScratchBytes() +
-           Sampler::ScratchBytes(options.head_chunk_samples, options.limits.vocabulary);
-  }
-  return hidden + std::max(layers, head);
-}
-
 ModelRunner::ModelRunner(const Parts& parts, const Options& options)
     : parts_(parts),
       options_(options),
@@ -45,18 +22,44 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Make(const Parts& part
   CHECK(options.limits.max_steps_in_flight > 0 && options.head_chunk_samples > 0);
   auto runner = std::unique_ptr<ModelRunner>(new ModelRunner(parts, options));
   RETURN_IF_ERROR(runner->Allocate());
+  RETURN_IF_ERROR(runner->Record());
   return runner;
+}
+
+StepShape ModelRunner::LargestStep() const {
+  return {.spec = parts_.weights->spec,
+          .shard = parts_.weights->shard,
+          .shards = parts_.group->tensor().size(),
+          .limits = options_.limits,
+          .activations = parts_.backend->ops().activation_dtype(),
+          .kv_dtype = parts_.cache->Layer(0).keys.dtype,
+          .head_chunk_samples = options_.head_chunk_samples};
+}
+
+ops::Workload ModelRunner::WorkloadWithProducts() const {
+  const StepShape shape = LargestStep();
+  ops::Workload workload = WorkloadOf(shape);
+  for (const weights::LayerWeights& layer : parts_.weights->layers) {
+    for (const weights::Weight* weight :
+         {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down}) {
+      workload.products.push_back({weight, shape.limits.max_step_tokens, shape.activations});
+    }
+  }
+  if (IsLastStage()) {
+    workload.products.push_back({&parts_.weights->head(), shape.HeadChunk(), DType::kF32});
+  }
+  return workload;
 }
 
 absl::Status ModelRunner::Allocate() {
   Device& device = parts_.backend->device();
   ops::Ops& ops = parts_.backend->ops();
+  const StepShape shape = LargestStep();
+  memory_ = StepMemoryOf(shape, ops.WorkspaceBytes(WorkloadOf(shape)));
+  padding_ = StepPadding(device, options_.limits);
   const model::Tools tools{&ops, &parts_.group->tensor()};
-  options_.head_chunk_samples =
-      std::min<int64_t>(options_.head_chunk_samples, options_.limits.max_step_samples);
-  ASSIGN_OR_RETURN(model_, model::MakeModel(*parts_.weights, tools, {options_.head_chunk_samples}));
-  scratch_bytes_ = StepScratchBytes(model_, parts_.weights->spec, ops.activation_dtype(), options_);
-  ASSIGN_OR_RETURN(lane_, device.MakeLane(scratch_bytes_));
+  ASSIGN_OR_RETURN(model_, model::MakeModel(*parts_.weights, tools, {shape.HeadChunk()}));
+  ASSIGN_OR_RETURN(lane_, device.MakeLane(memory_.arena_bytes));
   // Peers that wait in a collective for this rank fail with it instead of hanging.
   lane_->SetFailureHook([group = parts_.group](const absl::Status& why) { group->Abort(why); });
   ASSIGN_OR_RETURN(StepInputs inputs, StepInputs::Make(device, options_.limits));
@@ -66,13 +69,69 @@ absl::Status ModelRunner::Allocate() {
   }
   ASSIGN_OR_RETURN(
       feedback_, TokenFeedback::Make({&device, &ops, lane_.get(), parts_.group}, options_.limits));
+  RETURN_IF_ERROR(ops.Prepare(*lane_, WorkloadWithProducts()));
+  // Last of what can fail on one rank alone: the communicators hold the arena from here on.
+  return parts_.group->tensor().UseArena(lane_->arena());
+}
+
+absl::Status ModelRunner::Record() {
+  const std::vector<int32_t>& rows = padding_.rows();
+  Device& device = parts_.backend->device();
+  // A device with communicators of its own has libraries that load when they are first used.
+  if (rows.empty() && parts_.backend->communicators() == nullptr) return absl::OkStatus();
+  const absl::Time begin = MonotonicNow();
+  const step::StepPlan longest = LongestPlan();
+  RETURN_IF_ERROR(RunAndWait(longest, StepPadding().SizeOf(longest)));
+  for (auto n = rows.rbegin(); n != rows.rend(); ++n) {
+    RETURN_IF_ERROR(RunAndWait({.id = StepId{0}}, {*n, *n, *n, /*recorded=*/false}));
+  }
+  const int64_t free_before = device.FreeBytes();
+  // The largest first: what it takes while it is recorded serves the smaller ones too.
+  for (auto n = rows.rbegin(); n != rows.rend(); ++n) {
+    RETURN_IF_ERROR(RunAndWait({.id = StepId{0}}, {*n, *n, *n, /*recorded=*/true}));
+  }
+  recording_ = {std::max<int64_t>(0, free_before - device.FreeBytes()), MonotonicNow() - begin,
+                static_cast<int32_t>(rows.size())};
   return absl::OkStatus();
 }
 
-ModelRunner::~ModelRunner() {
+absl::Status ModelRunner::RunAndWait(const step::StepPlan& plan, const StepSize& size) {
+  Run(plan, size);
+  return lane_->Wait(lane_->Mark(), MonotonicNow() + limits::kStepPatience);
+}
+
+// As many prompt tokens as a step may have. No slot is open and every entry of the block table
+// still names block 0, whose contents nobody will read before writing them.
+step::StepPlan ModelRunner::LongestPlan() const {
+  const step::StepLimits& limits = options_.limits;
+  step::StepPlan plan{.id = StepId{0}};
+  int32_t left = limits.max_step_tokens;
+  for (int32_t slot = 0; slot < limits.num_slots && left > 0; ++slot) {
+    const int32_t num_tokens = std::min(left, limits.max_model_len);
+    plan.rows.push_back({SlotId{slot}, 0, num_tokens, {}});
+    left -= num_tokens;
+  }
+  plan.tokens.assign(static_cast<size_t>(limits.max_step_tokens - left), TokenId{0});
+  return plan;
+}
+
+void ModelRunner::EndSteps() {
   if (lane_ != nullptr && num_enqueued_ != num_collected_) {
     lane_->Fail(Cancelled("rank {}: the runner ended with steps in flight", rank_.value));
   }
+}
+
+ModelRunner::~ModelRunner() {
+  EndSteps();
+}
+
+std::unique_ptr<Lane> ModelRunner::End(std::unique_ptr<ModelRunner> runner) {
+  if (runner == nullptr) return nullptr;
+  runner->EndSteps();
+  std::unique_ptr<Lane> lane = std::move(runner->lane_);
+  runner.reset();
+  lane->SetFailureHook(nullptr);  // the group may end before the lane
+  return lane;
 }
 
 absl::Status ModelRunner::CheckRoom() const {
@@ -98,7 +157,7 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
   const absl::Time begin = MonotonicNow();
   const absl::Duration waited = Waiting();
   slots_.Apply(plan);
-  Run(plan);
+  Run(plan, padding_.SizeOf(plan));
   const absl::Duration waiting = Waiting() - waited;
   const InFlight step{plan.id, lane_->Mark(), static_cast<int32_t>(plan.samples.size()),
                       MonotonicNow() - begin - waiting, waiting};
@@ -113,21 +172,23 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
   return lane_->status();
 }
 
-void ModelRunner::Run(const step::StepPlan& plan) {
+void ModelRunner::Run(const step::StepPlan& plan, const StepSize& size) {
   lane_->Rewind();  // whoever still reads scratch is on the lane too
   ops::Ops& ops = parts_.backend->ops();
-  const ops::StepBatch batch = inputs_->Upload(*lane_, plan, slots_);
-  if (IsLastStage()) sampler_->Upload(*lane_, plan, slots_);
-  feedback_->Fetch(plan, inputs_->tokens());
+  const ops::StepBatch batch = inputs_->Upload(*lane_, plan, slots_, size);
+  if (IsLastStage()) sampler_->Upload(*lane_, plan, slots_, size.num_samples);
+  feedback_->Fetch(plan, size.num_tokens, inputs_->tokens());
   parts_.cache->Copy(*lane_, ops, inputs_->moves(), static_cast<int32_t>(plan.copies.size()));
   if (batch.num_tokens == 0) return;  // only slots or copies; every rank sees that alike
-  ops::SampleOutput* const outputs = IsLastStage() ? feedback_->OutputsOf(plan.id) : nullptr;
   ops.PrepareAttention(*lane_, batch, model_.layers->heads());
-  lane_->Replay(KeyOf(batch), [&] { ForwardStage(batch, outputs); });
-  if (IsLastStage()) feedback_->Publish(plan, sampler_->Download(*lane_, plan, outputs));
+  const ReplayKey key{size.num_tokens, size.num_samples, size.recorded};
+  lane_->Replay(key, [&] { ForwardStage(batch); });
+  if (IsLastStage()) {
+    feedback_->Publish(plan, sampler_->outputs(), sampler_->Download(*lane_, plan));
+  }
 }
 
-void ModelRunner::ForwardStage(const ops::StepBatch& batch, ops::SampleOutput* outputs) {
+void ModelRunner::ForwardStage(const ops::StepBatch& batch) {
   Lane& lane = *lane_;
   const TensorView hidden = lane.Scratch(parts_.backend->ops().activation_dtype(),
                                          Shape{batch.num_tokens, parts_.weights->spec.width});
@@ -144,7 +205,7 @@ void ModelRunner::ForwardStage(const ops::StepBatch& batch, ops::SampleOutput* o
     pipeline.Exchange(lane, {&to, 1}, {});
   } else if (batch.num_samples > 0) {
     model_.head->Apply(lane, batch, hidden, [&](Range samples, ConstTensorView logits) {
-      sampler_->Sample(lane, samples, logits, outputs);
+      sampler_->Sample(lane, samples, logits);
     });
   }
 }

@@ -19,6 +19,7 @@
 #include "worker/model/model.h"
 #include "worker/run/sampler.h"
 #include "worker/run/step_inputs.h"
+#include "worker/run/step_memory.h"
 #include "worker/run/token_feedback.h"
 #include "worker/weights/shard_loader.h"
 
@@ -35,9 +36,20 @@ struct RunnerStats {
   int32_t max_steps_in_flight = 0;  // enqueued and not collected, at most
 };
 
+// What recording has cost; zeros on a device where it gains nothing.
+struct RecordingReport {
+  int64_t bytes = 0;
+  absl::Duration time;
+  int32_t num_recorded = 0;  // row counts
+};
+
 // Made anew for each epoch, with lane, group, slots and feedback; weights and cache outlive it.
 // Takes all its memory in Make. One thread enqueues, one thread collects; Abort and stats: any
 // thread.
+//
+// Where the device says so (Device::ReplayRows), steps whose rows are one token each are padded to
+// one of a few numbers of rows and replayed: everything that differs between two of them lies in
+// memory at fixed addresses. They are recorded in Make.
 class ModelRunner {
  public:
   // All borrowed and outliving the runner.
@@ -52,11 +64,16 @@ class ModelRunner {
     Epoch epoch;
     int64_t head_chunk_samples = 64;  // how many samples' logits are in memory at once
   };
-  // ResourceExhausted: memory; Unimplemented: a family that is not in the table of architectures.
+  // Every rank of the group makes its runner at the same time: where steps are recorded, they are
+  // run. ResourceExhausted: memory; Unimplemented: a family that is not in the table of
+  // architectures.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Make(const Parts& parts,
                                                            const Options& options);
   // With steps still in flight it ends the group.
   ~ModelRunner();
+  // Ends a runner and gives back its lane, whose arena the group's communicators may still hold
+  // (Communicator::UseArena): it is to outlive them. Null for null.
+  static std::unique_ptr<Lane> End(std::unique_ptr<ModelRunner> runner);
 
   // Plans come in StepId order. InvalidArgument: not a legal plan, or of another epoch;
   // ResourceExhausted: more steps in flight than the limits allow; otherwise the lane's first
@@ -69,8 +86,9 @@ class ModelRunner {
   // Ends the group: what is in flight fails soon, here and at the peers. The first reason stays.
   void Abort(const absl::Status& why) { lane_->Fail(why); }
   RunnerStats stats() const;
-  // Of the lane's arena.
-  int64_t scratch_bytes() const { return scratch_bytes_; }
+  // Taken by this runner.
+  const StepMemory& memory() const { return memory_; }
+  const RecordingReport& recording() const { return recording_; }
 
  private:
   // A step whose work is on the lane.
@@ -84,9 +102,17 @@ class ModelRunner {
 
   ModelRunner(const Parts& parts, const Options& options);
   absl::Status Allocate();
+  StepShape LargestStep() const;
+  ops::Workload WorkloadWithProducts() const;
+  // Runs each padded step once, so that it is recorded, after steps that are not, so that nothing
+  // is loaded or allocated while recording or serving.
+  absl::Status Record();
+  absl::Status RunAndWait(const step::StepPlan& plan, const StepSize& size);
+  step::StepPlan LongestPlan() const;
+  void EndSteps();
   absl::Status CheckRoom() const;
-  void Run(const step::StepPlan& plan);
-  void ForwardStage(const ops::StepBatch& batch, ops::SampleOutput* outputs);
+  void Run(const step::StepPlan& plan, const StepSize& size);
+  void ForwardStage(const ops::StepBatch& batch);
   absl::Duration Waiting() const;
   bool IsFirstStage() const { return place_.stage == 0; }
   bool IsLastStage() const { return place_.stage == num_stages_ - 1; }
@@ -100,7 +126,9 @@ class ModelRunner {
   model::Model model_;
   step::SlotTable slots_;
   step::PlanValidator validator_;
-  int64_t scratch_bytes_ = 0;
+  StepMemory memory_;
+  StepPadding padding_;
+  RecordingReport recording_;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<StepInputs> inputs_;
   std::unique_ptr<Sampler> sampler_;  // last stage
@@ -112,9 +140,5 @@ class ModelRunner {
   int64_t num_collected_ = 0;        // guarded by mutex_
   RunnerStats stats_;                // guarded by mutex_
 };
-
-// Bytes of the lane's arena for steps as large as `limits` allow.
-int64_t StepScratchBytes(const model::Model& model, const plan::ModelSpec& spec, DType activations,
-                         const ModelRunner::Options& options);
 
 }  // namespace polyreme::run

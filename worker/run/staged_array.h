@@ -39,7 +39,7 @@ class StagedArray {
   void Upload(Lane& lane, StepId step, int64_t first, int64_t count) const {
     CHECK(first >= 0 && count >= 0 && first + count <= capacity_, "[{}, {}) of {}", first,
           first + count, capacity_);
-    device_->Upload(lane, host(step) + first, count * kBytes, device() + first);
+    if (count > 0) device_->Upload(lane, host(step) + first, count * kBytes, device() + first);
   }
   void Download(Lane& lane, StepId step, int64_t count) const {
     CHECK(count >= 0 && count <= capacity_, "{} of {}", count, capacity_);

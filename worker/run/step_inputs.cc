@@ -1,6 +1,22 @@
 #include "worker/run/step_inputs.h"
 
+#include <algorithm>
+
 namespace polyreme::run {
+
+StepPadding::StepPadding(const Device& device, const step::StepLimits& limits)
+    : rows_(device.ReplayRows(
+          std::min({limits.num_slots, limits.max_step_tokens, limits.max_step_samples}))) {}
+
+StepSize StepPadding::SizeOf(const step::StepPlan& plan) const {
+  const StepSize own{static_cast<int32_t>(plan.tokens.size()),
+                     static_cast<int32_t>(plan.rows.size()),
+                     static_cast<int32_t>(plan.samples.size())};
+  if (own.num_rows == 0 || own.num_tokens != own.num_rows) return own;
+  const auto padded = std::lower_bound(rows_.begin(), rows_.end(), own.num_rows);
+  if (padded == rows_.end() || own.num_samples > *padded) return own;
+  return {*padded, *padded, *padded, /*recorded=*/true};
+}
 
 absl::StatusOr<StepInputs> StepInputs::Make(Device& device, const step::StepLimits& limits) {
   const int32_t buffers = NumStepBuffers(limits.max_steps_in_flight);
@@ -25,40 +41,28 @@ absl::StatusOr<StepInputs> StepInputs::Make(Device& device, const step::StepLimi
 }
 
 ops::StepBatch StepInputs::Upload(Lane& lane, const step::StepPlan& plan,
-                                  const step::SlotTable& slots) {
+                                  const step::SlotTable& slots, const StepSize& size) {
   UploadBlockTable(lane, plan, slots);
-  const int64_t num_tokens = std::ssize(plan.tokens);
-  const int64_t num_rows = std::ssize(plan.rows);
-  const int64_t num_samples = std::ssize(plan.samples);
-  int32_t token = 0;
-  for (int32_t r = 0; r < num_rows; ++r) {
-    const step::StepRow& row = plan.rows[static_cast<size_t>(r)];
-    row_begins_.host(plan.id)[r] = token;
-    row_slots_.host(plan.id)[r] = row.slot.value;
-    row_first_positions_.host(plan.id)[r] = row.first_position;
-    for (int32_t i = 0; i < row.num_tokens; ++i, ++token) {
-      positions_.host(plan.id)[token] = row.first_position + i;
-      token_rows_.host(plan.id)[token] = r;
-    }
-  }
-  row_begins_.host(plan.id)[num_rows] = token;
-  for (int64_t i = 0; i < num_samples; ++i) {
-    sample_tokens_.host(plan.id)[i] = plan.samples[static_cast<size_t>(i)].token_index;
-  }
+  WriteRows(plan, size);
+  int32_t* const sample_tokens = sample_tokens_.host(plan.id);
+  std::transform(plan.samples.begin(), plan.samples.end(), sample_tokens,
+                 [](const step::Sample& sample) { return sample.token_index; });
+  std::fill(sample_tokens + plan.samples.size(), sample_tokens + size.num_samples, 0);
   for (size_t i = 0; i < plan.copies.size(); ++i) {
     moves_.host(plan.id)[i] = {plan.copies[i].from.value, plan.copies[i].to.value};
   }
-  positions_.Upload(lane, plan.id, 0, num_tokens);
-  token_rows_.Upload(lane, plan.id, 0, num_tokens);
-  row_begins_.Upload(lane, plan.id, 0, num_rows + 1);
-  row_slots_.Upload(lane, plan.id, 0, num_rows);
-  sample_tokens_.Upload(lane, plan.id, 0, num_samples);
+  positions_.Upload(lane, plan.id, 0, size.num_tokens);
+  token_rows_.Upload(lane, plan.id, 0, size.num_tokens);
+  row_begins_.Upload(lane, plan.id, 0, size.num_rows + 1);
+  row_slots_.Upload(lane, plan.id, 0, size.num_rows);
+  sample_tokens_.Upload(lane, plan.id, 0, size.num_samples);
   moves_.Upload(lane, plan.id, 0, std::ssize(plan.copies));
 
+  const auto num_rows = static_cast<size_t>(size.num_rows);
   ops::StepBatch batch;
-  batch.num_tokens = static_cast<int32_t>(num_tokens);
-  batch.num_rows = static_cast<int32_t>(num_rows);
-  batch.num_samples = static_cast<int32_t>(num_samples);
+  batch.num_tokens = size.num_tokens;
+  batch.num_rows = size.num_rows;
+  batch.num_samples = size.num_samples;
   batch.tokens = tokens();
   batch.positions = positions_.device();
   batch.token_rows = token_rows_.device();
@@ -68,10 +72,28 @@ ops::StepBatch StepInputs::Upload(Lane& lane, const step::StepPlan& plan,
   batch.block_table = block_table_.device();
   batch.table_stride = table_stride_;
   batch.tokens_per_block = tokens_per_block_;
-  batch.host_row_begins = {row_begins_.host(plan.id), static_cast<size_t>(num_rows) + 1};
-  batch.host_row_first_positions = {row_first_positions_.host(plan.id),
-                                    static_cast<size_t>(num_rows)};
+  batch.host_row_begins = {row_begins_.host(plan.id), num_rows + 1};
+  batch.host_row_first_positions = {row_first_positions_.host(plan.id), num_rows};
   return batch;
+}
+
+// What the rows say, and rows of padding after them: one token each, at no position.
+void StepInputs::WriteRows(const step::StepPlan& plan, const StepSize& size) {
+  constexpr step::StepRow kPadding{.slot = SlotId{0}, .first_position = -1, .num_tokens = 1};
+  int32_t token = 0;
+  for (int32_t r = 0; r < size.num_rows; ++r) {
+    const bool planned = r < std::ssize(plan.rows);
+    const step::StepRow& row = planned ? plan.rows[static_cast<size_t>(r)] : kPadding;
+    row_begins_.host(plan.id)[r] = token;
+    row_slots_.host(plan.id)[r] = row.slot.value;
+    row_first_positions_.host(plan.id)[r] = row.first_position;
+    for (int32_t i = 0; i < row.num_tokens; ++i, ++token) {
+      positions_.host(plan.id)[token] = row.first_position + i;
+      token_rows_.host(plan.id)[token] = r;
+    }
+  }
+  row_begins_.host(plan.id)[size.num_rows] = token;
+  CHECK(token == size.num_tokens, "rows of {} tokens in a step of {}", token, size.num_tokens);
 }
 
 void StepInputs::UploadBlockTable(Lane& lane, const step::StepPlan& plan,

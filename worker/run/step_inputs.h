@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "parallel/base/status.h"
 #include "parallel/step/slot_table.h"
@@ -13,6 +14,31 @@
 
 namespace polyreme::run {
 
+// How many tokens, rows and samples a step's arrays are made to have: the plan's own or, where the
+// step is replayed, the same padded number of each, of which padding comes last.
+struct StepSize {
+  int32_t num_tokens = 0;   // T
+  int32_t num_rows = 0;     // R
+  int32_t num_samples = 0;  // S
+  bool recorded = false;    // padded; equal sizes do equal work
+};
+
+// Which steps are recorded, and how large they are made. Every rank works out the same from the
+// plan.
+class StepPadding {
+ public:
+  StepPadding() = default;  // pads nothing
+  StepPadding(const Device& device, const step::StepLimits& limits);
+  // A step is padded if each row is one token and the next padded number of rows holds its samples
+  // too.
+  StepSize SizeOf(const step::StepPlan& plan) const;
+  // Ascending; empty where nothing is recorded.
+  const std::vector<int32_t>& rows() const { return rows_; }
+
+ private:
+  std::vector<int32_t> rows_;
+};
+
 class StepInputs {
  public:
   // Takes all its memory now, for steps as large as `limits` allow.
@@ -20,14 +46,16 @@ class StepInputs {
 
   // plan: valid, and applied to `slots`. All but the tokens, which TokenFeedback fetches:
   // batch.tokens points to tokens(). The batch stays until the next Upload on the device, its host
-  // spans until the step is collected.
-  ops::StepBatch Upload(Lane& lane, const step::StepPlan& plan, const step::SlotTable& slots);
+  // spans until the step is collected. Device addresses are the same for each step.
+  ops::StepBatch Upload(Lane& lane, const step::StepPlan& plan, const step::SlotTable& slots,
+                        const StepSize& size);
 
   int32_t* tokens() const { return static_cast<int32_t*>(tokens_.data()); }  // [T] on the device
   const ops::BlockMove* moves() const { return moves_.device(); }  // of the last plan uploaded
 
  private:
   StepInputs() = default;
+  void WriteRows(const step::StepPlan& plan, const StepSize& size);
   void UploadBlockTable(Lane& lane, const step::StepPlan& plan, const step::SlotTable& slots);
   // Blocks from `first` on of one slot's list.
   void UploadBlocks(Lane& lane, StepId step, SlotId slot, const step::SlotTable& slots,

@@ -25,20 +25,40 @@ bool HasDraws(const step::StepPlan& plan) {
 
 }  // namespace
 
+absl::StatusOr<FeedbackMemory> FeedbackMemory::Make(Device& device, const step::StepLimits& limits,
+                                                    bool is_first, bool is_last) {
+  FeedbackMemory memory;
+  if (!is_first) return memory;
+  const int64_t ring_bytes =
+      RingSteps(limits) * limits.max_step_samples * int64_t{sizeof(ops::SampleOutput)};
+  const int64_t token_bytes = limits.max_step_tokens * int64_t{sizeof(TokenId)};
+  const int32_t buffers = NumStepBuffers(limits.max_steps_in_flight);
+  ASSIGN_OR_RETURN(memory.source, device.Allocate(ring_bytes + token_bytes));
+  ASSIGN_OR_RETURN(memory.plan_tokens, device.AllocateHost(buffers * token_bytes));
+  ASSIGN_OR_RETURN(memory.places,
+                   StagedArray<int32_t>::Make(device, limits.max_step_tokens, buffers));
+  if (is_last) return memory;
+  ASSIGN_OR_RETURN(memory.received, device.AllocateHost(ring_bytes));
+  return memory;
+}
+
 TokenFeedback::TokenFeedback(const Parts& parts, const step::StepLimits& limits)
     : parts_(parts),
       limits_(limits),
       is_first_(parts.group->place().stage == 0),
       is_last_(parts.group->place().stage == parts.group->pipeline().size() - 1),
-      // A token is fetched at most max_steps_in_flight steps after it was drawn, and the device may
-      // read it as much later.
-      ring_steps_(2 * int64_t{limits.max_steps_in_flight}),
+      ring_steps_(FeedbackMemory::RingSteps(limits)),
       parcels_(static_cast<size_t>(limits.max_steps_in_flight)) {}
 
 absl::StatusOr<std::unique_ptr<TokenFeedback>> TokenFeedback::Make(const Parts& parts,
                                                                    const step::StepLimits& limits) {
   auto feedback = std::unique_ptr<TokenFeedback>(new TokenFeedback(parts, limits));
-  RETURN_IF_ERROR(feedback->Allocate());
+  ASSIGN_OR_RETURN(
+      feedback->memory_,
+      FeedbackMemory::Make(*parts.device, limits, feedback->is_first_, feedback->is_last_));
+  if (feedback->memory_.received.bytes() > 0) {
+    feedback->expected_.resize(static_cast<size_t>(feedback->ring_steps_));
+  }
   if (feedback->is_first_ != feedback->is_last_) {
     TokenFeedback* const self = feedback.get();
     self->courier_ =
@@ -52,38 +72,16 @@ TokenFeedback::~TokenFeedback() {
   if (courier_.joinable()) courier_.join();
 }
 
-absl::Status TokenFeedback::Allocate() {
-  if (!is_first_ && !is_last_) return absl::OkStatus();
-  const int64_t ring_bytes =
-      ring_steps_ * limits_.max_step_samples * int64_t{sizeof(ops::SampleOutput)};
-  const int64_t token_bytes = limits_.max_step_tokens * int64_t{sizeof(TokenId)};
-  const int32_t buffers = NumStepBuffers(limits_.max_steps_in_flight);
-  Device& device = *parts_.device;
-  ASSIGN_OR_RETURN(source_, device.Allocate(ring_bytes + token_bytes));
-  if (!is_first_) return absl::OkStatus();
-  ASSIGN_OR_RETURN(plan_tokens_, device.AllocateHost(buffers * token_bytes));
-  ASSIGN_OR_RETURN(places_, StagedArray<int32_t>::Make(device, limits_.max_step_tokens, buffers));
-  if (is_last_) return absl::OkStatus();
-  ASSIGN_OR_RETURN(received_, device.AllocateHost(ring_bytes));
-  expected_.resize(static_cast<size_t>(ring_steps_));
-  return absl::OkStatus();
-}
-
-ops::SampleOutput* TokenFeedback::OutputsOf(StepId step) const {
-  return static_cast<ops::SampleOutput*>(source_.data()) + FirstOutputOf(step);
-}
-
 int32_t TokenFeedback::PlaceOf(const step::TokenSource& source) const {
   return static_cast<int32_t>((FirstOutputOf(source.step) + source.sample) * kOutputWords);
 }
 
-void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t* tokens) {
+void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t num_tokens, int32_t* tokens) {
   if (!is_first_) return;
   if (!is_last_) Expect(plan);
-  const int64_t num_tokens = std::ssize(plan.tokens);
   const int64_t ring_words = ring_steps_ * limits_.max_step_samples * kOutputWords;
-  int32_t* const places = places_.host(plan.id);
-  for (int64_t i = 0; i < num_tokens; ++i) places[i] = static_cast<int32_t>(ring_words + i);
+  int32_t* const places = memory_.places.host(plan.id);
+  for (int32_t i = 0; i < num_tokens; ++i) places[i] = static_cast<int32_t>(ring_words) + i;
   int64_t first = 0;
   for (const step::StepRow& row : plan.rows) {
     if (row.first_token.has_value()) {
@@ -95,15 +93,15 @@ void TokenFeedback::Fetch(const step::StepPlan& plan, int32_t* tokens) {
   }
   const int64_t buffer = plan.id.value % NumStepBuffers(limits_.max_steps_in_flight);
   auto* const staged =
-      static_cast<TokenId*>(plan_tokens_.data()) + buffer * limits_.max_step_tokens;
-  std::copy(plan.tokens.begin(), plan.tokens.end(), staged);
-  auto* const words = static_cast<int32_t*>(source_.data());
+      static_cast<TokenId*>(memory_.plan_tokens.data()) + buffer * limits_.max_step_tokens;
+  std::fill(std::copy(plan.tokens.begin(), plan.tokens.end(), staged), staged + num_tokens, 0);
+  auto* const words = static_cast<int32_t*>(memory_.source.data());
   parts_.device->Upload(*parts_.lane, staged, num_tokens * int64_t{sizeof(TokenId)},
                         words + ring_words);
-  places_.Upload(*parts_.lane, plan.id, 0, num_tokens);
+  memory_.places.Upload(*parts_.lane, plan.id, 0, num_tokens);
   parts_.ops->GatherRows(*parts_.lane,
                          {words, DType::kI32, Shape{ring_words + limits_.max_step_tokens, 1}},
-                         places_.device(), {tokens, DType::kI32, Shape{num_tokens, 1}});
+                         memory_.places.device(), {tokens, DType::kI32, Shape{num_tokens, 1}});
 }
 
 void TokenFeedback::Expect(const step::StepPlan& plan) {
@@ -124,9 +122,9 @@ bool TokenFeedback::BringToDevice(StepId step) {
   CHECK(expected.step == step, "step {} is not in the ring", step.value);
   if (expected.on_device) return true;
   if (!AwaitStep(step)) return false;
-  parts_.device->Upload(*parts_.lane,
-                        static_cast<ops::SampleOutput*>(received_.data()) + FirstOutputOf(step),
-                        expected.num_samples * int64_t{sizeof(ops::SampleOutput)}, OutputsOf(step));
+  parts_.device->Upload(
+      *parts_.lane, static_cast<ops::SampleOutput*>(memory_.received.data()) + FirstOutputOf(step),
+      expected.num_samples * int64_t{sizeof(ops::SampleOutput)}, OutputsOf(step));
   expected.on_device = true;
   return true;
 }
@@ -148,8 +146,14 @@ bool TokenFeedback::AwaitStep(StepId step) {
   return here;
 }
 
-void TokenFeedback::Publish(const step::StepPlan& plan, const ops::SampleOutput* host_outputs) {
-  if (!is_last_ || is_first_ || !HasDraws(plan)) return;
+void TokenFeedback::Publish(const step::StepPlan& plan, const ops::SampleOutput* outputs,
+                            const ops::SampleOutput* host_outputs) {
+  if (!is_last_ || !HasDraws(plan)) return;
+  if (is_first_) {
+    return parts_.device->Copy(*parts_.lane, outputs,
+                               std::ssize(plan.samples) * int64_t{sizeof(ops::SampleOutput)},
+                               OutputsOf(plan.id));
+  }
   const absl::Status pushed =
       parcels_.Push({plan.id, std::ssize(plan.samples), parts_.lane->Mark(), host_outputs},
                     MonotonicNow() + limits::kCollectivePatience);
@@ -187,7 +191,7 @@ absl::Status TokenFeedback::Receive(const Parcel& parcel, std::vector<std::byte>
     return DataLoss("expected {} tokens of step {} from the last stage, got {} of step {}",
                     parcel.num_samples, parcel.step.value, header.num_samples, header.step);
   }
-  std::memcpy(static_cast<ops::SampleOutput*>(received_.data()) + FirstOutputOf(parcel.step),
+  std::memcpy(static_cast<ops::SampleOutput*>(memory_.received.data()) + FirstOutputOf(parcel.step),
               message.data() + sizeof header, bytes);
   return absl::OkStatus();
 }

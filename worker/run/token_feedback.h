@@ -27,7 +27,26 @@
 
 namespace polyreme::run {
 
-// Fetch, OutputsOf and Publish: step thread. Errors go to the lane, from any thread.
+// Everything that a feedback holds; nothing but on the first stage.
+struct FeedbackMemory {
+  // is_first, is_last: of the stage that it is for.
+  static absl::StatusOr<FeedbackMemory> Make(Device& device, const step::StepLimits& limits,
+                                             bool is_first, bool is_last);
+  // A token is fetched at most max_steps_in_flight steps after it was drawn, and the device may
+  // read it as much later.
+  static int64_t RingSteps(const step::StepLimits& limits) {
+    return 2 * int64_t{limits.max_steps_in_flight};
+  }
+
+  // [ring_steps, max samples] outputs, then [max tokens] of the plan. The tokens of a step are
+  // gathered from it, word by word.
+  Buffer source;
+  Buffer plan_tokens;  // [buffers, max tokens] on the host, on their way to the end of `source`
+  StagedArray<int32_t> places;  // [T] words of `source`
+  Buffer received;              // of several stages: [ring_steps, max samples] outputs on the host
+};
+
+// Fetch and Publish: step thread. Errors go to the lane, from any thread.
 class TokenFeedback {
  public:
   // All borrowed and outliving the feedback.
@@ -43,14 +62,14 @@ class TokenFeedback {
   // passed.
   ~TokenFeedback();
 
-  // First stage: tokens [T] on the device ← the plan's tokens, those fed back in their places,
-  // waiting for them as long as it takes or until the lane fails. Elsewhere nothing.
-  void Fetch(const step::StepPlan& plan, int32_t* tokens);
-  // Last stage: where the step's samples are to be written, [S] on the device.
-  ops::SampleOutput* OutputsOf(StepId step) const;
-  // Last stage of several: sends the step's outputs. host_outputs is being downloaded on the lane,
-  // and stays until NumStepBuffers steps later.
-  void Publish(const step::StepPlan& plan, const ops::SampleOutput* host_outputs);
+  // First stage: tokens [num_tokens] on the device ← the plan's tokens, those fed back in their
+  // places, waiting for them as long as it takes or until the lane fails; zeros after them.
+  // Elsewhere nothing.
+  void Fetch(const step::StepPlan& plan, int32_t num_tokens, int32_t* tokens);
+  // Last stage: the step's outputs [S] on the device, until the lane has passed this point, and on
+  // the host, being downloaded on the lane and staying until NumStepBuffers steps later.
+  void Publish(const step::StepPlan& plan, const ops::SampleOutput* outputs,
+               const ops::SampleOutput* host_outputs);
 
   // Time that Fetch has waited for tokens, and how many it has fed back. Any thread.
   absl::Duration waiting() const { return absl::Nanoseconds(waiting_ns_.load()); }
@@ -79,7 +98,6 @@ class TokenFeedback {
   };
 
   TokenFeedback(const Parts& parts, const step::StepLimits& limits);
-  absl::Status Allocate();
   // First stage of several: tells the courier what comes, and its ring where it will be.
   void Expect(const step::StepPlan& plan);
   void ReceiveAll();
@@ -90,11 +108,15 @@ class TokenFeedback {
   // lane has failed.
   bool BringToDevice(StepId step);
   bool AwaitStep(StepId step);
-  // Where a sample's token lies in source_, in words.
+  // Where a sample's token lies in the source, in words.
   int32_t PlaceOf(const step::TokenSource& source) const;
   int64_t RingIndex(StepId step) const { return step.value % ring_steps_; }
-  // Of source_ and received_, in outputs.
+  // Of the rings, in outputs.
   int64_t FirstOutputOf(StepId step) const { return RingIndex(step) * limits_.max_step_samples; }
+  // In the ring on the device.
+  ops::SampleOutput* OutputsOf(StepId step) const {
+    return static_cast<ops::SampleOutput*>(memory_.source.data()) + FirstOutputOf(step);
+  }
 
   const Parts parts_;
   const step::StepLimits limits_;
@@ -102,14 +124,9 @@ class TokenFeedback {
   const bool is_last_;
   const int64_t ring_steps_;
 
-  // First and last stage: [ring_steps, max samples] outputs, then [max tokens] of the plan. The
-  // tokens of a step are gathered from it, word by word.
-  Buffer source_;
-  Buffer plan_tokens_;  // [buffers, max tokens] on the host, on their way to the end of source_
-  StagedArray<int32_t> places_;  // [T] words of source_
+  FeedbackMemory memory_;
 
   // First stage of several.
-  Buffer received_;                 // [ring_steps, max samples] outputs on the host
   std::vector<Expected> expected_;  // [ring_steps]
   std::mutex mutex_;
   std::condition_variable arrived_;

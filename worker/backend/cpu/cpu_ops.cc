@@ -174,6 +174,7 @@ void CpuOps::DoRotateAndStore(Lane&, const ops::StepBatch& batch, const ops::Hea
   const int64_t columns = heads.columns();
   const int64_t width = heads.kv_heads * heads.head_dim;
   ForRows(batch.num_tokens, columns, [&](int64_t t) {
+    if (batch.positions[t] < 0) return;  // padding
     float* row = qkv.As<float>() + t * columns;
     CHECK(batch.positions[t] < rope.cos_sin.shape[0], "position {} is beyond the rope table's {}",
           batch.positions[t], rope.cos_sin.shape[0]);
@@ -228,11 +229,18 @@ void CpuOps::DoAttend(Lane&, const ops::StepBatch& batch, const ops::HeadLayout&
     const int64_t kv_head = task % head_tasks / slices * kv_heads_per_task_;
     const int64_t head = kv_head * group + slice * cpu::kAttendRows;
     const int64_t element = kv_head * heads.head_dim;
+    const int64_t num_heads = std::min(cpu::kAttendRows, group - slice * cpu::kAttendRows);
+    const int64_t num_kv_heads = std::min(kv_heads_per_task_, heads.kv_heads - kv_head);
+    float* const attended = y.As<float>() + (token * heads.query_heads + head) * heads.head_dim;
+    if (batch.host_row_first_positions[row] < 0) {  // padding: one token
+      std::fill_n(attended, num_kv_heads * num_heads * heads.head_dim, 0.0f);
+      return;
+    }
     attend({.queries = qkv.As<float>() + token * heads.columns() + head * heads.head_dim,
             .query_stride = heads.columns(),
             .num_tokens = std::min(tokens_per_tile_, batch.host_row_begins[row + 1] - token),
-            .num_heads = std::min(cpu::kAttendRows, group - slice * cpu::kAttendRows),
-            .num_kv_heads = std::min(kv_heads_per_task_, heads.kv_heads - kv_head),
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
             .first_position = batch.host_row_first_positions[row] + skipped,
             .head_dim = heads.head_dim,
             .keys = At(kv.keys.data, kv.keys.dtype, element),
@@ -241,7 +249,7 @@ void CpuOps::DoAttend(Lane&, const ops::StepBatch& batch, const ops::HeadLayout&
             .blocks = batch.block_table + int64_t{batch.row_slots[row]} * batch.table_stride,
             .tokens_per_block = batch.tokens_per_block,
             .scale = scale,
-            .y = y.As<float>() + (token * heads.query_heads + head) * heads.head_dim,
+            .y = attended,
             .y_stride = heads.query_heads * heads.head_dim});
   });
 }

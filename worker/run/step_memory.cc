@@ -1,0 +1,100 @@
+#include "worker/run/step_memory.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "worker/model/model.h"
+#include "worker/run/sampler.h"
+#include "worker/run/step_inputs.h"
+#include "worker/run/token_feedback.h"
+
+namespace polyreme::run {
+namespace {
+
+// Gives buffers that have sizes and no memory, and adds the sizes up.
+class CountingDevice final : public Device {
+ public:
+  std::string name() const override { return "counting"; }
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return Count(bytes, device_bytes_); }
+  absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override { return Count(bytes, host_bytes_); }
+  absl::StatusOr<std::unique_ptr<Lane>> MakeLane(int64_t) override { return Refuse(); }
+  absl::Status CopyFromHost(const void*, int64_t, void*) override { return Refuse(); }
+  absl::Status CopyToHost(const void*, int64_t, void*) override { return Refuse(); }
+  void Upload(Lane& lane, const void*, int64_t, void*) override { lane.Fail(Refuse()); }
+  void Download(Lane& lane, const void*, int64_t, void*) override { lane.Fail(Refuse()); }
+  void Copy(Lane& lane, const void*, int64_t, void*) override { lane.Fail(Refuse()); }
+  int64_t FreeBytes() const override { return 0; }
+  int64_t TotalBytes() const override { return 0; }
+
+  // What was asked for since the last call.
+  int64_t TakeDeviceBytes() { return std::exchange(device_bytes_, 0); }
+  int64_t host_bytes() const { return host_bytes_; }
+
+ private:
+  static Buffer Count(int64_t bytes, int64_t& total) {
+    total += bytes;
+    return Buffer(nullptr, bytes, [](void*) {});
+  }
+  static absl::Status Refuse() { return Unimplemented("a device that only counts"); }
+
+  int64_t device_bytes_ = 0;
+  int64_t host_bytes_ = 0;
+};
+
+int64_t ArenaBytes(const StepShape& shape) {
+  constexpr int64_t kAlignment = 64;
+  const int64_t num_tokens = shape.limits.max_step_tokens;
+  const int64_t hidden = num_tokens * shape.spec.width * SizeOf(shape.activations) + kAlignment;
+  const int64_t layers =
+      model::LayersScratchBytes(shape.spec, shape.shard, shape.activations, num_tokens);
+  // Embedding and head run before and after the layers, in the same memory; the embedding's sum
+  // needs none.
+  int64_t head = 0;
+  if (shape.shard.has_head) {
+    head = model::HeadScratchBytes(shape.spec, shape.shard, shape.shards, shape.activations,
+                                   shape.HeadChunk()) +
+           Sampler::ScratchBytes(shape.HeadChunk(), shape.limits.vocabulary);
+  }
+  return hidden + std::max(layers, head);
+}
+
+}  // namespace
+
+int64_t StepShape::HeadChunk() const {
+  return std::min<int64_t>(head_chunk_samples, limits.max_step_samples);
+}
+
+ops::Workload WorkloadOf(const StepShape& shape) {
+  ops::Workload workload;
+  workload.max_tokens = shape.limits.max_step_tokens;
+  workload.max_rows = std::min(shape.limits.num_slots, shape.limits.max_step_tokens);
+  workload.max_samples = shape.shard.has_head ? shape.HeadChunk() : 0;
+  workload.max_model_len = shape.limits.max_model_len;
+  workload.tokens_per_block = shape.limits.tokens_per_block;
+  workload.vocabulary = shape.limits.vocabulary;
+  workload.heads = model::HeadsOf(shape.spec, shape.shard);
+  workload.kv_dtype = shape.kv_dtype;
+  return workload;
+}
+
+StepMemory StepMemoryOf(const StepShape& shape, int64_t workspace_bytes) {
+  CountingDevice device;
+  StepMemory memory;
+  memory.arena_bytes = ArenaBytes(shape);
+  memory.workspace_bytes = workspace_bytes;
+  CHECK(StepInputs::Make(device, shape.limits).ok());
+  memory.input_bytes = device.TakeDeviceBytes();
+  if (shape.shard.has_head) {
+    CHECK(SamplerMemory::Make(device, shape.limits).ok());
+    memory.sampler_bytes = device.TakeDeviceBytes();
+  }
+  CHECK(FeedbackMemory::Make(device, shape.limits, shape.shard.has_embedding, shape.shard.has_head)
+            .ok());
+  memory.feedback_bytes = device.TakeDeviceBytes();
+  memory.host_bytes = device.host_bytes();
+  return memory;
+}
+
+}  // namespace polyreme::run
