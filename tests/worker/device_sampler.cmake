@@ -1,0 +1,5 @@
+# The device's sampler: its kernels on the host, and where there is a GPU the real ones.
+polyreme_test(worker_sample_math_test
+  SOURCES sample_math_test.cc sample_cases.cc
+  DEPS polyreme_backend
+  TIMEOUT 240)
