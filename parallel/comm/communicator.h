@@ -64,7 +64,7 @@ class Communicator {
   virtual void Exchange(Lane& lane, absl::Span<const Outgoing> sends,
                         absl::Span<const Incoming> receives) = 0;
 
-  // The memory that most operands will lie in: the lane's arena, outliving the communicator. Every
+  // The memory that most operands will lie in: the lane's arena, whose contents are lost. Every
   // member calls it, with arenas of one size, before its first operation. A hint: NCCL's sums in
   // registered windows are faster.
   virtual absl::Status UseArena(TensorView arena) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -93,36 +95,50 @@ class OneGpuCommunicator final : public Communicator {
   absl::Status end_;  // guarded by mutex_
 };
 
-// The memory that AllocateArena gave out.
+// The memory that AllocateArena gave out, and what is to be done before it goes.
 class Arenas {
  public:
   void Add(void* data, int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    ranges_[data] = bytes;
+    ranges_[data].bytes = bytes;
   }
   void Remove(void* data) {
-    const std::lock_guard lock(mutex_);
-    ranges_.erase(data);
+    std::vector<std::function<void()>> before;
+    {
+      const std::lock_guard lock(mutex_);
+      before = std::move(ranges_[data].before_removal);
+      ranges_.erase(data);
+    }
+    for (const std::function<void()>& todo : before) todo();
   }
-  // Whether all of it lies in one of them.
+  // Whether all of the view lies in one of them.
   bool Hold(const TensorView& view) const {
     const std::lock_guard lock(mutex_);
-    auto after = ranges_.upper_bound(view.data);
+    const auto after = ranges_.upper_bound(view.data);
     if (after == ranges_.begin()) return false;
-    const auto& [data, bytes] = *std::prev(after);
+    const auto& [data, range] = *std::prev(after);
     return static_cast<std::byte*>(view.data) + view.bytes() <=
-           static_cast<std::byte*>(data) + bytes;
+           static_cast<std::byte*>(data) + range.bytes;
+  }
+  // view: of which Hold is true.
+  void BeforeRemoval(const TensorView& view, std::function<void()> todo) {
+    const std::lock_guard lock(mutex_);
+    std::prev(ranges_.upper_bound(view.data))->second.before_removal.push_back(std::move(todo));
   }
 
  private:
+  struct Range {
+    int64_t bytes = 0;
+    std::vector<std::function<void()>> before_removal;
+  };
   mutable std::mutex mutex_;
-  std::map<void*, int64_t> ranges_;  // guarded by mutex_
+  std::map<void*, Range> ranges_;  // guarded by mutex_
 };
 
 class NcclRanks final : public NcclCommunicator {
  public:
   NcclRanks(const NcclLibrary& nccl, int device, const GroupSpec& spec,
-            std::shared_ptr<const Arenas> arenas)
+            std::shared_ptr<Arenas> arenas)
       : rank_(spec.rank),
         size_(spec.size()),
         device_(device),
@@ -224,7 +240,7 @@ class NcclRanks final : public NcclCommunicator {
   const int rank_;
   const int size_;
   const int device_;
-  const std::shared_ptr<const Arenas> arenas_;
+  const std::shared_ptr<Arenas> arenas_;
   const std::byte* window_begin_ = nullptr;
   const std::byte* window_end_ = nullptr;
   std::vector<AllReduceTiming> timings_;
@@ -371,6 +387,7 @@ absl::Status NcclRanks::MakeWindow(const NcclStage& stage, TensorView arena, abs
                                        static_cast<size_t>(arena.bytes()), &comms.window,
                                        NCCL_WIN_COLL_SYMMETRIC);
   }));
+  if (comms.window != nullptr) arenas_->BeforeRemoval(arena, group_.WindowDropper());
   float registered = comms.window != nullptr ? 1 : 0;
   RETURN_IF_ERROR(Agree(group_, stage, ncclMin, deadline, absl::MakeSpan(&registered, 1)));
   if (registered == 0 && comms.window != nullptr) {

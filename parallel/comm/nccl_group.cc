@@ -122,6 +122,22 @@ void NcclGroup::FailWithGroup(Lane* lane) {
   if (lane != nullptr && state_->ended) state_->TellLane(state_->Why());
 }
 
+std::function<void()> NcclGroup::WindowDropper() const {
+  return [weak = std::weak_ptr<State>(state_)] {
+    if (const std::shared_ptr<State> state = weak.lock()) state->DropWindow();
+  };
+}
+
+void NcclGroup::State::DropWindow() {
+  if (!Enter()) return;
+  (void)cudaSetDevice(device);
+  const ncclWindow_t mine = std::exchange(communicators.window, nullptr);
+  if (mine != nullptr && communicators.windows != nullptr) {
+    (void)Settle(nccl.comm_window_deregister(communicators.windows, mine), communicators.windows);
+  }
+  calls_mutex.unlock();
+}
+
 bool NcclGroup::State::Enter() {
   while (!ended) {
     if (!calls_mutex.try_lock_for(std::chrono::milliseconds(10))) continue;

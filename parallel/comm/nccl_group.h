@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -64,6 +65,9 @@ class NcclGroup {
   absl::Status end() const;
   // The lane that fails when the group ends; null: none any more. Blocks while it is being failed.
   void FailWithGroup(Lane* lane);
+  // Takes the window back, if there still is one and the group has not ended, which leaves it to
+  // the process's end; to be called before its memory goes. May outlive the group. Any thread.
+  std::function<void()> WindowDropper() const;
 
  private:
   // What the watcher and the group share; the last one frees it.
@@ -73,6 +77,7 @@ class NcclGroup {
 
     void Watch();
     absl::Status Poll();
+    void DropWindow();
     void Release(bool healthy);
     bool Settle(ncclResult_t result, ncclComm_t comm);
     void Finish(ncclComm_t comm, bool healthy);

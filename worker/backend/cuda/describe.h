@@ -1,0 +1,14 @@
+// What GPUs there are and how they are joined: the plugin's answer to `polyreme devices`.
+#pragma once
+
+#include "parallel/base/status.h"
+#include "worker/backend/cuda/plugin.h"
+
+namespace polyreme::cuda {
+
+// Takes no memory on any GPU where NVML (the driver's own library) is there; without it, link kinds
+// are "?" and asking for free memory makes a context on each GPU. Opens NCCL and cuBLAS for their
+// versions. FailedPrecondition, one sentence: no driver, too old a driver, or no GPU visible.
+absl::StatusOr<GpuSystem> DescribeSystem();
+
+}  // namespace polyreme::cuda
