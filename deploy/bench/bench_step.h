@@ -6,24 +6,23 @@
 #include <string>
 #include <vector>
 
+#include "deploy/bench/bench_cluster.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::bench {
 
 struct BenchStepOptions {
-  std::string model;            // a checkpoint's directory
-  int32_t tensor_parallel = 1;  // ranks are threads of this process
-  int32_t pipeline_parallel = 1;
-  int32_t num_threads = 1;  // of each rank
-  std::vector<int32_t> batches = {1, 2, 4, 8, 16, 32, 64};
-  int32_t context = 128;   // prompt tokens of each sequence before decoding
-  int32_t num_steps = 64;  // decode steps measured
+  ClusterOptions cluster;             // ranks are threads of this process
+  std::vector<int32_t> batches = {};  // empty: 1 to 64 in powers of two
+  std::vector<int32_t> prompts = {};  // empty: 512 on CPU, 2K, 8K and 32K on a GPU
+  int32_t context = 128;              // tokens of each sequence before decoding
+  int32_t num_steps = 64;             // decode steps measured
+  int32_t num_rounds = 3;             // of prompts, after one that is not measured
 };
 
-// *table gets the ceilings of this run, then per batch: microseconds of a step, tokens per second,
-// and the step's share of its roofline, max(weights and cache read / read rate, operations / FMA
-// rate); then the prompt. All ranks' threads count for the ceilings. InvalidArgument for sizes that
-// the model cannot hold.
+// *table gets the ceilings of this run, then per batch: microseconds of a step (median and 99th
+// percentile), tokens per second, and the step's share of its roofline; then the same of prompts.
+// InvalidArgument for sizes that the model cannot hold.
 absl::Status RunBenchStep(const BenchStepOptions& options, std::string* table);
 
 }  // namespace polyreme::bench

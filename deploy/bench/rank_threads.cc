@@ -10,7 +10,10 @@ absl::StatusOr<std::unique_ptr<RankThreads>> RankThreads::Start(const std::strin
                                                                 const RankThreadsOptions& options) {
   auto threads = std::unique_ptr<RankThreads>(new RankThreads());
   ASSIGN_OR_RETURN(threads->spec_, plan::ReadModelSpec(directory));
-  ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::Checkpoint::Open(directory));
+  threads->patience_ = options.patience;
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<weights::TensorSource> source,
+      weights::OpenTensorSource(directory, threads->spec_, options.format, options.seed));
   ASSIGN_OR_RETURN(const plan::Topology topology,
                    plan::Topology::Make(options.stages, options.shards));
   plan::PlanOptions plan_options;
@@ -24,7 +27,7 @@ absl::StatusOr<std::unique_ptr<RankThreads>> RankThreads::Start(const std::strin
     std::vector<std::jthread> starters;
     for (size_t r = 0; r < world_size; ++r) {
       starters.emplace_back([&, r] {
-        started[r] = threads->StartRank(checkpoint, plan, options, Rank{static_cast<int32_t>(r)});
+        started[r] = threads->StartRank(*source, plan, options, Rank{static_cast<int32_t>(r)});
       });
     }
   }
@@ -32,30 +35,28 @@ absl::StatusOr<std::unique_ptr<RankThreads>> RankThreads::Start(const std::strin
   return threads;
 }
 
-absl::Status RankThreads::StartRank(const weights::Checkpoint& checkpoint,
+absl::Status RankThreads::StartRank(const weights::TensorSource& source,
                                     const plan::ShardPlan& plan, const RankThreadsOptions& options,
                                     Rank self) {
   RankState& rank = ranks_[static_cast<size_t>(self.value)];
-  ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend("cpu", {.num_threads = options.num_threads}));
+  backend::BackendOptions backend_options = options.backend;
+  backend_options.num_threads = options.num_threads;
+  backend_options.device_index = self.value;
+  ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend(options.device, backend_options));
   weights::LoadOptions load;
   load.rank = self;
   load.positions = options.limits.max_model_len;
   ASSIGN_OR_RETURN(rank.weights,
-                   weights::LoadShard(checkpoint, spec_, plan, load, rank.backend->packer()));
+                   weights::LoadShard(source, spec_, plan, load, rank.backend->packer()));
   const kv::KvLayout layout{.num_layers = rank.weights.shard.layers.size(),
                             .tokens_per_block = options.limits.tokens_per_block,
                             .kv_heads = rank.weights.shard.kv_heads.size(),
-                            .head_dim = spec_.head_dim};
+                            .head_dim = spec_.head_dim,
+                            .dtype = rank.backend->ops().activation_dtype()};
   ASSIGN_OR_RETURN(kv::KvCache cache,
                    kv::KvCache::Make(rank.backend->device(), layout, options.limits.num_blocks));
   rank.cache = std::make_unique<kv::KvCache>(std::move(cache));
-  comm::ProcessGroup::Options join;
-  join.kind = comm::ProcessGroup::Kind::kThreads;
-  join.self = self;
-  join.epoch = Epoch{1};
-  join.deadline = MonotonicNow() + absl::Seconds(60);
-  join.hub = &hub_;
-  ASSIGN_OR_RETURN(rank.group, comm::ProcessGroup::Join(plan.topology(), meet_, join));
+  RETURN_IF_ERROR(Join(plan.topology(), self));
   const run::ModelRunner::Options run_options{options.limits, Epoch{1}, options.head_chunk_samples};
   ASSIGN_OR_RETURN(rank.runner, run::ModelRunner::Make({rank.backend.get(), &rank.weights,
                                                         rank.cache.get(), rank.group.get()},
@@ -66,6 +67,21 @@ absl::Status RankThreads::StartRank(const weights::Checkpoint& checkpoint,
       [queue = rank.answers.get()](absl::StatusOr<step::StepResult> result) {
         CHECK(queue->TryPush(std::move(result)).ok());
       });
+  return absl::OkStatus();
+}
+
+absl::Status RankThreads::Join(const plan::Topology& topology, Rank self) {
+  RankState& rank = ranks_[static_cast<size_t>(self.value)];
+  comm::ProcessGroup::Options join;
+  join.self = self;
+  join.epoch = Epoch{1};
+  join.deadline = MonotonicNow() + absl::Seconds(60);
+  join.hub = &hub_;
+  join.nccl = rank.backend->communicators();
+  join.kind =
+      join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : comm::ProcessGroup::Kind::kThreads;
+  join.job_token = "ranks of one process";  // of the way back from last stage to first
+  ASSIGN_OR_RETURN(rank.group, comm::ProcessGroup::Join(topology, meet_, join));
   return absl::OkStatus();
 }
 
@@ -99,14 +115,17 @@ absl::StatusOr<step::StepResult> RankThreads::Await() {
 }
 
 absl::StatusOr<step::StepResult> RankThreads::AnswerOf(int32_t rank) {
-  ASSIGN_OR_RETURN(
-      absl::StatusOr<step::StepResult> answer,
-      ranks_[static_cast<size_t>(rank)].answers->Pop(MonotonicNow() + absl::Seconds(10)));
+  ASSIGN_OR_RETURN(absl::StatusOr<step::StepResult> answer,
+                   ranks_[static_cast<size_t>(rank)].answers->Pop(MonotonicNow() + patience_));
   return answer;
 }
 
 run::RunnerStats RankThreads::stats(int32_t rank) const {
   return ranks_[static_cast<size_t>(rank)].runner->stats();
+}
+
+int64_t RankThreads::weight_bytes(int32_t rank) const {
+  return ranks_[static_cast<size_t>(rank)].weights.total_bytes();
 }
 
 void RankThreads::Abort(int32_t rank, const absl::Status& why) {

@@ -14,8 +14,10 @@
 #include "parallel/launch/rendezvous.h"
 #include "parallel/plan/shard_plan.h"
 #include "parallel/step/step_plan.h"
+#include "worker/backend/backend.h"
 #include "worker/run/model_runner.h"
 #include "worker/run/step_loop.h"
+#include "worker/weights/tensor_source.h"
 
 namespace polyreme::bench {
 
@@ -25,6 +27,11 @@ struct RankThreadsOptions {
   int32_t num_threads = 1;         // of each rank
   int64_t head_chunk_samples = 3;  // small, so that tests cross chunks
   step::StepLimits limits;
+  std::string device = "cpu";       // a backend's name; "cuda": rank r has GPU r, NCCL joins them
+  backend::BackendOptions backend;  // num_threads and device_index are set here
+  weights::LoadFormat format = weights::LoadFormat::kSafetensors;
+  uint64_t seed = 0;                            // of a dummy model
+  absl::Duration patience = absl::Seconds(10);  // for a step's answer
 };
 
 class RankThreads {
@@ -39,9 +46,10 @@ class RankThreads {
   absl::StatusOr<step::StepResult> Await();
   int32_t world_size() const { return static_cast<int32_t>(ranks_.size()); }
   run::RunnerStats stats(int32_t rank) const;
+  int64_t weight_bytes(int32_t rank) const;
   void Abort(int32_t rank, const absl::Status& why);
-  // What a rank's answers were, one after another; DeadlineExceeded if there is none within ten
-  // seconds.
+  // What a rank's answers were, one after another; DeadlineExceeded if there is none within the
+  // patience.
   absl::StatusOr<step::StepResult> AnswerOf(int32_t rank);
 
  private:
@@ -57,10 +65,12 @@ class RankThreads {
   };
 
   RankThreads() = default;
-  absl::Status StartRank(const weights::Checkpoint& checkpoint, const plan::ShardPlan& plan,
+  absl::Status StartRank(const weights::TensorSource& source, const plan::ShardPlan& plan,
                          const RankThreadsOptions& options, Rank self);
+  absl::Status Join(const plan::Topology& topology, Rank self);
 
   plan::ModelSpec spec_;
+  absl::Duration patience_;
   comm::ThreadHub hub_;
   launch::InMemoryRendezvous meet_;
   std::vector<RankState> ranks_;

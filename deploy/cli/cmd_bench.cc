@@ -6,7 +6,9 @@
 
 #include "deploy/bench/bench_coordinator.h"
 #include "deploy/bench/bench_ops.h"
+#include "deploy/bench/bench_score.h"
 #include "deploy/bench/bench_step.h"
+#include "deploy/bench/bench_throughput.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/flags.h"
 #include "parallel/plan/model_spec.h"
@@ -16,20 +18,50 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: polyreme bench WHAT [MODEL] [flags]\n\n"
-    "  ops [MODEL]    products, attention and norms of MODEL's sizes (default: the demo model's)\n"
-    "  step MODEL     whole steps: decode at several batches, and a prompt; ranks are threads\n"
-    "  coordinator    one step's planning, wire and commit with workers that answer at once\n\n"
-    "Each figure stands beside its roofline, measured in the same run on the same threads.";
+    "  ops [MODEL]       products, attention and norms of MODEL's sizes (default: the demo "
+    "model's)\n"
+    "  step MODEL        whole steps: decode at several batches, and prompts\n"
+    "  throughput MODEL  many requests at once, through the scheduler, without HTTP\n"
+    "  score MODEL       no figure: the log-probabilities of given tokens, to compare with others\n"
+    "  coordinator       one step's planning, wire and commit with workers that answer at once\n\n"
+    "Ranks are threads of this process; on GPUs each has one. Each figure stands beside its\n"
+    "roofline, measured in the same run on the same threads or GPUs.";
 
 struct BenchConfig {
-  int32_t threads = 1;
-  int32_t tensor_parallel = 1;
-  int32_t pipeline_parallel = 1;
-  int32_t context = 128;
+  bench::ClusterOptions cluster;
+  bench::BenchStepOptions step;
+  bench::BenchThroughputOptions throughput;
+  std::string input;
+  std::string output;
+  std::string load_format = "safetensors";
+  std::string attention = "auto";
+  std::string dtype = "bfloat16";
+  int32_t seed = 0;
   int32_t num_sequences = 256;
   std::vector<int64_t> batches;
+  std::vector<int64_t> prompts;
   bool help = false;
 };
+
+absl::Status Complete(BenchConfig& config) {
+  bench::ClusterOptions& cluster = config.cluster;
+  ASSIGN_OR_RETURN(cluster.format, weights::ParseLoadFormat(config.load_format));
+  cluster.seed = static_cast<uint64_t>(config.seed);
+  cluster.backend.attention = config.attention == "own" ? backend::AttentionChoice::kOwn
+                              : config.attention == "flashinfer"
+                                  ? backend::AttentionChoice::kFlashInfer
+                                  : backend::AttentionChoice::kAuto;
+  ASSIGN_OR_RETURN(cluster.backend.dtype, ParseDType(config.dtype));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bench::ClusterOptions> ClusterOf(const BenchConfig& config,
+                                                const Arguments& operands) {
+  if (operands.size() != 2) return InvalidArgument("bench {} needs a MODEL directory", operands[0]);
+  bench::ClusterOptions cluster = config.cluster;
+  cluster.model = operands[1];
+  return cluster;
+}
 
 absl::StatusOr<std::string> BenchOps(const BenchConfig& config, const Arguments& operands) {
   bench::BenchOpsOptions options;
@@ -37,29 +69,44 @@ absl::StatusOr<std::string> BenchOps(const BenchConfig& config, const Arguments&
   if (operands.size() > 1) {
     ASSIGN_OR_RETURN(options.model, plan::ReadModelSpec(operands[1]));
   }
-  options.num_threads = config.threads;
+  options.num_threads = config.cluster.num_threads;
+  options.device = config.cluster.device;
+  options.backend = config.cluster.backend;
+  options.shards = config.cluster.layout.shards;
   std::string table;
   RETURN_IF_ERROR(bench::RunBenchOps(options, &table));
   return table;
 }
 
 absl::StatusOr<std::string> BenchStep(const BenchConfig& config, const Arguments& operands) {
-  if (operands.size() != 2) return InvalidArgument("bench step needs a MODEL directory");
-  bench::BenchStepOptions options;
-  options.model = operands[1];
-  options.tensor_parallel = config.tensor_parallel;
-  options.pipeline_parallel = config.pipeline_parallel;
-  options.num_threads = config.threads;
-  options.context = config.context;
-  if (!config.batches.empty()) options.batches.assign(config.batches.begin(), config.batches.end());
-  for (const int32_t batch : options.batches) {
-    if (batch < 1 || batch > limits::kMaxSequences) {
-      return InvalidArgument("--batch: expected 1 to {}, got {}", limits::kMaxSequences, batch);
-    }
-  }
+  bench::BenchStepOptions options = config.step;
+  ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
+  options.batches.assign(config.batches.begin(), config.batches.end());
+  options.prompts.assign(config.prompts.begin(), config.prompts.end());
   std::string table;
   RETURN_IF_ERROR(bench::RunBenchStep(options, &table));
   return table;
+}
+
+absl::StatusOr<std::string> BenchThroughput(const BenchConfig& config, const Arguments& operands) {
+  bench::BenchThroughputOptions options = config.throughput;
+  ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
+  std::string table;
+  RETURN_IF_ERROR(bench::RunBenchThroughput(options, &table, nullptr));
+  return table;
+}
+
+absl::StatusOr<std::string> BenchScore(const BenchConfig& config, const Arguments& operands) {
+  bench::BenchScoreOptions options;
+  ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
+  options.input = config.input;
+  options.output = config.output;
+  if (options.input.empty() || options.output.empty()) {
+    return InvalidArgument("bench score needs --input and --output");
+  }
+  std::string text;
+  RETURN_IF_ERROR(bench::RunBenchScore(options, &text));
+  return text;
 }
 
 absl::StatusOr<std::string> BenchCoordinator(const BenchConfig& config, const Arguments&) {
@@ -74,14 +121,69 @@ struct Benchmark {
   std::string_view name;
   absl::StatusOr<std::string> (*run)(const BenchConfig&, const Arguments&);
 };
-constexpr Benchmark kBenchmarks[] = {
-    {"ops", BenchOps}, {"step", BenchStep}, {"coordinator", BenchCoordinator}};
+constexpr Benchmark kBenchmarks[] = {{"ops", BenchOps},
+                                     {"step", BenchStep},
+                                     {"throughput", BenchThroughput},
+                                     {"score", BenchScore},
+                                     {"coordinator", BenchCoordinator}};
 
-absl::StatusOr<std::string> RunNamed(const BenchConfig& config, const Arguments& operands) {
+absl::StatusOr<std::string> RunNamed(BenchConfig& config, const Arguments& operands) {
+  RETURN_IF_ERROR(Complete(config));
   for (const Benchmark& benchmark : kBenchmarks) {
     if (operands[0] == benchmark.name) return benchmark.run(config, operands);
   }
   return InvalidArgument("no benchmark '{:.40}'; see --help", operands[0]);
+}
+
+void AddClusterFlags(FlagSet& flags, BenchConfig& config) {
+  bench::ClusterOptions& cluster = config.cluster;
+  flags.Section("Where");
+  flags.Add({"--device"}, "NAME", "cpu or cuda (default cpu)",
+            SetOneOf(&cluster.device, {"cpu", "cuda"}));
+  flags.Add({"--cpu-threads"}, "N", "threads of each rank (default 1)",
+            SetInt(&cluster.num_threads, 1, 1024));
+  flags.Add({"--tensor-parallel-size", "-tp"}, "T", "shards; of ops: sizes of one (default 1)",
+            SetInt(&cluster.layout.shards, 1, limits::kMaxRanks));
+  flags.Add({"--pipeline-parallel-size", "-pp"}, "P", "stages (default 1)",
+            SetInt(&cluster.layout.stages, 1, limits::kMaxStages));
+  flags.Add({"--attention-backend"}, "NAME", "auto, flashinfer or own (default auto)",
+            SetOneOf(&config.attention, {"auto", "flashinfer", "own"}));
+  flags.Add({"--enforce-eager"}, "", "GPU: record no graphs",
+            SetFlag(&cluster.backend.enforce_eager));
+  flags.Add({"--cache-dir"}, "DIR", "GPU: where the table of product algorithms is kept",
+            SetString(&cluster.backend.cache_directory));
+  flags.Section("What");
+  flags.Add({"--load-format"}, "NAME", "safetensors, or dummy: random weights, only config.json",
+            SetString(&config.load_format));
+  flags.Add({"--seed"}, "N", "of dummy weights (default 0)", SetInt(&config.seed, 0, 1 << 30));
+  flags.Add({"--dtype"}, "TYPE", "GPU: bfloat16, float16 or float32 (default bfloat16)",
+            SetString(&config.dtype));
+  flags.Add({"--max-num-batched-tokens"}, "N", "of a step (default 512, on a GPU 8192)",
+            SetInt(&cluster.max_num_batched_tokens, 1, limits::kMaxStepTokens));
+}
+
+void AddSizeFlags(FlagSet& flags, BenchConfig& config) {
+  flags.Add({"--batch"}, "N,N,...", "step: sequences decoded at once (default 1 to 64)",
+            SetIntList(&config.batches));
+  flags.Add({"--context"}, "N", "step: tokens of each sequence before decoding (default 128)",
+            SetInt(&config.step.context, 1, limits::kMaxPositions));
+  flags.Add({"--steps"}, "N", "step: decode steps measured (default 64)",
+            SetInt(&config.step.num_steps, 2, 1 << 20));
+  flags.Add({"--prompt"}, "N,N,...", "step: prompts (default 512, on a GPU 2048,8192,32768)",
+            SetIntList(&config.prompts));
+  flags.Add({"--num-prompts"}, "N", "throughput: requests (default 256)",
+            SetInt(&config.throughput.num_prompts, 1, limits::kMaxWaitingSequences));
+  flags.Add({"--input-len"}, "N", "throughput: tokens of each prompt (default 1024)",
+            SetInt(&config.throughput.input_tokens, 1, limits::kMaxPositions));
+  flags.Add({"--output-len"}, "N", "throughput: tokens drawn for each (default 1024)",
+            SetInt(&config.throughput.output_tokens, 1, limits::kMaxPositions));
+  flags.Add({"--max-num-seqs"}, "N", "throughput: running at once (default 256)",
+            SetInt(&config.throughput.max_num_seqs, 1, limits::kMaxSequences));
+  flags.Add({"--num-sequences"}, "N", "coordinator: sequences in decode (default 256)",
+            SetInt(&config.num_sequences, 1, limits::kMaxSequences));
+  flags.Add({"--input"}, "FILE", "score: lines of {\"tokens\": [...]}", SetString(&config.input));
+  flags.Add({"--output"}, "FILE", "score: lines of {\"logprobs\": [...], \"top\": [...]}",
+            SetString(&config.output));
 }
 
 }  // namespace
@@ -89,19 +191,8 @@ absl::StatusOr<std::string> RunNamed(const BenchConfig& config, const Arguments&
 int RunBench(const Arguments& arguments) {
   BenchConfig config;
   FlagSet flags(kUsage);
-  flags.Section("Flags");
-  flags.Add({"--cpu-threads"}, "N", "threads of each rank (default 1)",
-            SetInt(&config.threads, 1, 1024));
-  flags.Add({"--tensor-parallel-size", "-tp"}, "T", "step: shards (default 1)",
-            SetInt(&config.tensor_parallel, 1, limits::kMaxRanks));
-  flags.Add({"--pipeline-parallel-size", "-pp"}, "P", "step: stages (default 1)",
-            SetInt(&config.pipeline_parallel, 1, limits::kMaxStages));
-  flags.Add({"--batch"}, "N,N,...", "step: sequences decoded at once (default 1 to 64)",
-            SetIntList(&config.batches));
-  flags.Add({"--context"}, "N", "step: prompt tokens of each sequence (default 128)",
-            SetInt(&config.context, 1, limits::kMaxPositions));
-  flags.Add({"--num-sequences"}, "N", "coordinator: sequences in decode (default 256)",
-            SetInt(&config.num_sequences, 1, limits::kMaxSequences));
+  AddClusterFlags(flags, config);
+  AddSizeFlags(flags, config);
   flags.Add({"--help", "-h"}, "", "this text", SetFlag(&config.help));
   Arguments operands;
   const absl::Status parsed = flags.Parse(arguments, operands);
