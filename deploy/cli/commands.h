@@ -13,5 +13,6 @@ int RunServe(const Arguments& arguments);        // the agent
 int RunCoordinator(const Arguments& arguments);  // rank 0's brain; started by the agent
 int RunWorker(const Arguments& arguments);       // one shard; started by the agent
 int RunBench(const Arguments& arguments);
+int RunDevices(const Arguments& arguments);
 
 }  // namespace polyreme::cli

@@ -21,6 +21,7 @@ constexpr Command kCommands[] = {
      "start a cluster: the same line on every rank, or alone on one host"},
     {"bench", polyreme::cli::RunBench,
      "measure ops, steps or the coordinator against their rooflines"},
+    {"devices", polyreme::cli::RunDevices, "list the GPUs, their links and, if asked, their speed"},
     {"coordinator", polyreme::cli::RunCoordinator,
      "(started by serve) schedules and answers requests"},
     {"worker", polyreme::cli::RunWorker, "(started by serve) holds one shard of the model"},

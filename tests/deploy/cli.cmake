@@ -1,0 +1,1 @@
+polyreme_test(deploy_cli_test SOURCES devices_report_test.cc DEPS polyreme_cli)
