@@ -2,7 +2,7 @@
 # Builds the program with its CUDA plugin and gathers both, with all they need, in one folder that runs elsewhere.
 #   scripts/bundle.sh [--with-tests] [--build-dir BUILD] [--no-archive] DIR
 #     DIR/bin/polyreme, DIR/lib/*.so (libpolyreme_cuda.so among them), DIR.tar.zst beside it; DIR must be absent, empty or a bundle
-#     --with-tests   also the tests that use a GPU, in DIR/tests, with the data they read
+#     --with-tests   also the tests that use a GPU, in DIR/tests
 #     --build-dir    where to build (default build/cuda-release)
 #     --no-archive   only the folder
 # POLYREME_CUDA_ARCHS (default "80;86;89;90"): the GPU architectures it will run on. From the other machine come the driver, cuBLAS
@@ -58,7 +58,9 @@ needed() { readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\].*/\1/p'; }
 add_libraries() {
   local name path
   local -A where=()
-  while read -r name path; do where[$name]=$path; done < <(ldd "$1" | awk '$2 == "=>" { print $1, ($3 == "not" ? "-" : $3) }')
+  while read -r name path; do
+    where[$name]=$path
+  done < <(ldd "$1" | awk '$2 == "=>" { print $1, ($3 == "not" ? "-" : $3) }')
   local queue=()
   mapfile -t queue < <(needed "$1")
   while [ ${#queue[@]} -gt 0 ]; do
@@ -89,11 +91,6 @@ add() {
 add "$build/polyreme" bin
 add "$plugin" lib
 for test in "${tests[@]}"; do add "$build/$test" tests; done
-if [ "$with_tests" -eq 1 ]; then
-  mkdir -p "$out/source/tests" "$out/source/deploy"
-  cp -r tests/data "$out/source/tests/"
-  cp -r deploy/demo-model "$out/source/deploy/"
-fi
 mkdir -p "$out/models"
 cp -r deploy/bench/configs/* "$out/models/"
 cp LICENSE THIRD_PARTY_NOTICES.md "$out/"
@@ -106,7 +103,7 @@ strip --strip-unneeded "${files[@]}"
 for file in "${files[@]}"; do
   case $file in
     # RUNPATH: LD_LIBRARY_PATH goes first, so that whoever has another cuBLAS or NCCL can say so.
-    */libpolyreme_cuda.so) patchelf --set-rpath '$ORIGIN:/usr/local/cuda/lib64:/usr/local/cuda/targets/x86_64-linux/lib' "$file" ;;
+    */libpolyreme_cuda.so) patchelf --set-rpath '$ORIGIN:/usr/local/cuda/lib64' "$file" ;;
     # RPATH: what the bundle carries is not to be replaced from outside.
     "$out"/lib/*) patchelf --force-rpath --set-rpath '$ORIGIN' "$file" ;;
     *) patchelf --force-rpath --set-rpath '$ORIGIN/../lib' "$file" ;;
@@ -114,7 +111,8 @@ for file in "${files[@]}"; do
 done
 
 version=$(objdump -T "${files[@]}" 2>/dev/null | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1)
-echo "$out: ${#files[@]} files, $(du -sm --apparent-size "$out" | cut -f1) MiB, for GPU architectures $archs, wants glibc ${version#GLIBC_} or newer"
+echo "$out: ${#files[@]} files, $(du -sm --apparent-size "$out" | cut -f1) MiB, for GPU architectures $archs," \
+  "wants glibc ${version#GLIBC_} or newer"
 if [ "$archive" -eq 1 ]; then
   tar -C "$(dirname "$out")" -cf - "$(basename "$out")" | zstd -q -19 -T0 -f -o "$out.tar.zst"
   echo "$out.tar.zst: $(awk -v bytes="$(stat -c %s "$out.tar.zst")" 'BEGIN { printf "%.1f", bytes / 1048576 }') MiB"

@@ -90,7 +90,14 @@ RankThreads::~RankThreads() {
     if (rank.loop != nullptr) rank.loop->Stop();
   }
   for (RankState& rank : ranks_) rank.loop.reset();
-  for (RankState& rank : ranks_) rank.runner.reset();
+  // Each on a thread of its own: members of a group may wait for each other in leaving it.
+  std::vector<std::jthread> enders;
+  for (RankState& rank : ranks_) {
+    enders.emplace_back([&rank] {
+      const std::unique_ptr<Lane> lane = run::ModelRunner::End(std::move(rank.runner));
+      rank.group.reset();
+    });
+  }
 }
 
 absl::Status RankThreads::Submit(const step::StepPlan& plan) {
