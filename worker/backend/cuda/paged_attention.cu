@@ -304,8 +304,9 @@ __global__ void __launch_bounds__(kThreads) PagedKernel(Parameters p) {
     g.begin = t;
     g.end = min(last, step.row_begins[row + 1]);
     g.slot = step.row_slots[row];
-    const bool skipped = (t >= p.a.skip_begin && t < p.a.skip_end) ||
-                         (p.a.prompts_only && step.row_begins[row + 1] - step.row_begins[row] == 1);
+    const bool single = step.row_begins[row + 1] - step.row_begins[row] == 1;
+    const bool skipped =
+        (t >= p.a.skip_begin && t < p.a.skip_end) || !(single ? p.a.single_rows : p.a.prompt_rows);
     if (!skipped) Attend<T, E>(p, g, s);
   }
 }
@@ -330,6 +331,16 @@ __global__ void __launch_bounds__(kThreads) MergeSplits(Parameters p) {
     float total = 0;
     for (int i = 0; i < p.a.num_splits; ++i) total += PartialOf(p, token, head, i)[c] * shares[i];
     Put(sum == 0.0f ? 0.0f : total / sum, y + c);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    GatherPagesKernel(Step step, const int32_t* rows, const int32_t* page_begins, int32_t* pages) {
+  const int begin = page_begins[blockIdx.x], end = page_begins[blockIdx.x + 1];
+  const int32_t* from =
+      step.block_table + static_cast<int64_t>(step.row_slots[rows[blockIdx.x]]) * step.table_stride;
+  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kThreads) {
+    pages[i] = from[i - begin];
   }
 }
 
@@ -404,6 +415,13 @@ cudaError_t PagedAttention(cudaStream_t stream, const PagedAttentionArguments& a
       return LaunchForPool<__nv_bfloat16>(stream, p);
   }
   return cudaErrorInvalidValue;
+}
+
+cudaError_t GatherPages(cudaStream_t stream, const Step& step, const int32_t* rows,
+                        const int32_t* page_begins, int num_rows, int32_t* pages) {
+  if (num_rows == 0) return cudaSuccess;
+  GatherPagesKernel<<<num_rows, kThreads, 0, stream>>>(step, rows, page_begins, pages);
+  return cudaGetLastError();
 }
 
 }  // namespace polyreme::cuda

@@ -16,11 +16,12 @@ struct PagedAttentionArguments {
   Pool pool;
   float scale = 1;
   void* y = nullptr;  // [T, H D]
-  // Rows that another kernel serves: those of tokens [skip_begin, skip_end), and, with
-  // prompts_only, all rows of one token.
+  // Which rows: those of one token, those of more, or both; but none of tokens [skip_begin,
+  // skip_end). The others' y stay as they are.
+  bool single_rows = true;
+  bool prompt_rows = true;
   int skip_begin = 0;
   int skip_end = 0;
-  bool prompts_only = false;
   // Above 1 the context is cut into as many pieces, for steps whose rows are one token each.
   // PagedAttentionSplits gives what workspace of PagedAttentionWorkspaceBytes is enough for.
   int num_splits = 1;
@@ -31,5 +32,10 @@ struct PagedAttentionArguments {
 int PagedAttentionSplits(int num_tokens, const Heads& heads, int num_multiprocessors);
 int64_t PagedAttentionWorkspaceBytes(const Heads& heads, int num_multiprocessors);
 cudaError_t PagedAttention(cudaStream_t stream, const PagedAttentionArguments& arguments);
+
+// The blocks of some of the step's rows one after the other, as FlashInfer wants them: those of
+// row rows[i] at pages[page_begins[i]] up to page_begins[i + 1]. Device arrays.
+cudaError_t GatherPages(cudaStream_t stream, const Step& step, const int32_t* rows,
+                        const int32_t* page_begins, int num_rows, int32_t* pages);
 
 }  // namespace polyreme::cuda
