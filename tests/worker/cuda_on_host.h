@@ -139,7 +139,7 @@ void Launch(void (*kernel)(Formal...), int blocks, int threads, const Actual&...
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define threadIdx (::polyreme::on_host::Block::Current().thread_index)
 #define blockIdx (::polyreme::on_host::Block::Current().block_index)
 #define blockDim (::polyreme::on_host::Block::Current().block_size)

@@ -44,6 +44,14 @@ POLYREME_HOST_DEVICE inline float Plus(float a, float b) {
 #endif
 }
 
+POLYREME_HOST_DEVICE inline float Divide(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fdiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
+
 // std::bit_cast, for C++17 and devices.
 template <class To, class From>
 POLYREME_HOST_DEVICE inline To BitsAs(const From& from) {

@@ -11,15 +11,11 @@ struct See {
   __device__ void operator()(float, int) const {}
 };
 
-// The draws of the row's blocks, joined.
-__device__ inline DrawPart JoinDraws(const Scratch& scratch, int sample) {
-  DrawPart best{0, -1};
-  const DrawPart* parts = scratch.draws + static_cast<int64_t>(sample) * scratch.blocks;
-  for (int i = 0; i < scratch.blocks; ++i) {
-    const DrawPart part = parts[i];
-    if (part.token >= 0) Improve(best, part.value, part.token);
-  }
-  return best;
+// The draw of one of the row's blocks, for each thread another.
+__device__ inline DrawPart DrawOfBlock(const Scratch& scratch, int sample) {
+  const auto block = static_cast<int>(threadIdx.x);
+  if (block >= scratch.blocks) return {0, -1};
+  return scratch.draws[static_cast<int64_t>(sample) * scratch.blocks + block];
 }
 
 // How many of keys[0, count), the first in rank first, are needed for their weights to reach
@@ -47,7 +43,7 @@ __device__ inline int NumberToReach(uint64_t goal, uint64_t before, const uint64
   return found;
 }
 
-// The row's border lies among few tokens: sorts them.
+// The row's border lies among few tokens: sorts them. What Narrow has drawn competes.
 __device__ inline DrawPart DrawFromListed(const SampleArguments& a, const Scratch& scratch,
                                           const ops::SampleSpec& spec, const ScaledRow& row,
                                           const Cut& cut, int sample) {
@@ -80,7 +76,7 @@ __device__ inline DrawPart DrawFromListed(const SampleArguments& a, const Scratc
     }
     kept = NumberToReach(GoalOf(spec.top_p, total), before, keys, kept);
   }
-  DrawPart drawn{0, -1};
+  DrawPart drawn = DrawOfBlock(scratch, sample);
   for (int i = static_cast<int>(threadIdx.x); i < kept; i += step) {
     const float y = ValueOf(keys[i]);
     const int token = TokenOf(keys[i]);
@@ -189,14 +185,11 @@ __device__ inline DrawPart DrawFromRow(const SampleArguments& a, const ops::Samp
 __device__ inline int TokenOfRow(const SampleArguments& a, const Scratch& scratch,
                                  const ops::SampleSpec& spec, const RowScan& scan, int sample) {
   if (!IsDrawn(spec)) return TokenOf(scan.first);
-  if (!IsFiltered(a, spec)) return JoinDraws(scratch, sample).token;
+  if (!IsFiltered(a, spec)) return BestDraw(DrawOfBlock(scratch, sample)).token;
   const ScaledRow row = ScaledRowOf(a, spec, scan, sample);
   const Cut cut = scratch.cuts[sample];
   if (cut.listed > kMaxListed) return DrawFromRow(a, spec, row).token;
-  DrawPart drawn = JoinDraws(scratch, sample);
-  const DrawPart decided = DrawFromListed(a, scratch, spec, row, cut, sample);
-  if (decided.token >= 0) Improve(drawn, decided.value, decided.token);
-  return drawn.token;
+  return DrawFromListed(a, scratch, spec, row, cut, sample).token;
 }
 
 __global__ void __launch_bounds__(kFinishThreads) FinishKernel(SampleArguments a, Scratch scratch) {

@@ -11,24 +11,24 @@
 
 namespace polyreme::cuda::sampling {
 
-// Blocks of a row: about one wave of blocks in all, at least 1024 tokens each. Depends on nothing
-// but the shape, so that a recorded step may be replayed.
+constexpr int kWantedBlocks = 1024;  // about one wave of them
+constexpr int kLeastTokens = 1024;   // that are worth a block
+
+// Blocks of a row. Depends on nothing but the shape, so that a recorded step may be replayed.
 inline int BlocksPerRow(int num_samples, int vocabulary) {
-  constexpr int kWanted = 1024;
-  constexpr int kMost = 32;
-  constexpr int kTokens = 1024;
-  int blocks = (kWanted + num_samples - 1) / num_samples;
-  if (blocks > kMost) blocks = kMost;
-  const int useful = (vocabulary + kTokens - 1) / kTokens;
+  int blocks = (kWantedBlocks + num_samples - 1) / num_samples;
+  if (blocks > kMaxBlocks) blocks = kMaxBlocks;
+  const int useful = (vocabulary + kLeastTokens - 1) / kLeastTokens;
   return blocks < useful ? blocks : useful;
 }
 
-// Lays the arrays of Scratch out one after the other, from `base` on; *bytes: all that they take.
+// Lays the arrays of Scratch out one after the other, from `base` on; *bytes: all that they take,
+// which is never less for more samples, so that memory for the most serves all.
 inline Scratch LayOut(int num_samples, int vocabulary, void* base, int64_t* bytes) {
   Scratch scratch{};
   scratch.blocks = BlocksPerRow(num_samples, vocabulary);
   const int64_t rows = num_samples;
-  const int64_t parts = rows * scratch.blocks;
+  const int64_t parts = rows + kWantedBlocks;  // no less than rows * blocks
   int64_t offset = 0;
   const auto take = [&](auto*& array, int64_t count) {
     using Element = std::remove_reference_t<decltype(*array)>;

@@ -18,6 +18,7 @@
 namespace polyreme::cuda::sampling {
 
 using backend::BitsAs;
+using backend::Divide;
 using backend::Multiply;
 using backend::Plus;
 
@@ -53,7 +54,8 @@ POLYREME_HOST_DEVICE inline bool HasPenalty(const ops::SampleSpec& spec) {
 POLYREME_HOST_DEVICE inline float Penalised(const ops::SampleSpec& spec, uint32_t count,
                                             float logit) {
   if (count == 0) return logit;
-  logit = logit > 0 ? logit / spec.repetition_penalty : Multiply(logit, spec.repetition_penalty);
+  logit =
+      logit > 0 ? Divide(logit, spec.repetition_penalty) : Multiply(logit, spec.repetition_penalty);
   const uint32_t in_output = count & ~kInPrompt;
   if (in_output == 0) return logit;
   logit = Plus(logit, -Multiply(static_cast<float>(in_output), spec.frequency_penalty));
@@ -62,7 +64,8 @@ POLYREME_HOST_DEVICE inline float Penalised(const ops::SampleSpec& spec, uint32_
 
 // Over the row's largest; at most 0, -infinity where nothing may be drawn.
 POLYREME_HOST_DEVICE inline float Scaled(float value, float largest, float temperature) {
-  return Plus(Plus(value, -largest) / temperature, 0.0f);
+  const float over = Plus(value, -largest);
+  return Plus(temperature == 1.0f ? over : Divide(over, temperature), 0.0f);
 }
 
 // The filters of a row. A top_k of the whole vocabulary drops nothing.
@@ -86,6 +89,7 @@ POLYREME_HOST_DEVICE inline int BinOf(float scaled) {
 
 // e^scaled in fixed point.
 POLYREME_HOST_DEVICE inline uint64_t WeightOf(float scaled) {
+  if (scaled < -32.0f) return 0;  // as rounding would
   return static_cast<uint64_t>(Plus(Multiply(backend::cpu::ExactExp(scaled), 0x1p44), 0.5));
 }
 // What a running sum of weights has to reach for top-p; a token of weight reaches at least it.

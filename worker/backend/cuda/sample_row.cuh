@@ -8,6 +8,7 @@
 namespace polyreme::cuda::sampling {
 
 constexpr int kMaxListed = 2048;  // a power of two
+constexpr int kMaxBlocks = 32;    // of a row: a warp looks at all of them at once
 
 // Of one block's part of a row: the treated row's first in rank, the raw row's largest.
 struct ScanPart {
@@ -123,16 +124,19 @@ struct RowScan {
   float largest;   // of the raw row
   bool finite;
 };
+// Each warp for itself: a lane reads one part.
 __device__ inline RowScan ScanOf(const Scratch& scratch, int sample) {
-  RowScan all{0, kBanned, true};
-  const ScanPart* parts = scratch.scans + static_cast<int64_t>(sample) * scratch.blocks;
-  for (int i = 0; i < scratch.blocks; ++i) {
-    const ScanPart part = parts[i];
-    if (part.first > all.first) all.first = part.first;
-    all.largest = fmaxf(all.largest, part.largest);
-    all.finite = all.finite && part.finite != 0;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  ScanPart all{0, kBanned, 1};
+  if (lane < scratch.blocks) {
+    all = scratch.scans[static_cast<int64_t>(sample) * scratch.blocks + lane];
   }
-  return all;
+  for (int lanes = 16; lanes > 0; lanes >>= 1) {
+    all.first = Larger()(all.first, __shfl_xor_sync(kWholeWarp, all.first, lanes));
+    all.largest = Larger()(all.largest, __shfl_xor_sync(kWholeWarp, all.largest, lanes));
+    all.finite &= __shfl_xor_sync(kWholeWarp, all.finite, lanes);
+  }
+  return {all.first, all.largest, all.finite != 0};
 }
 // Something may be drawn: the row is good and its treatment has not left the numbers.
 __device__ inline bool CanDraw(const RowScan& scan) {

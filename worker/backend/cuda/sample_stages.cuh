@@ -167,7 +167,7 @@ __device__ inline void CountPart(const Scratch& scratch, const Part& part, const
   }
 }
 
-__global__ void __launch_bounds__(kThreads) CountKernel(SampleArguments a, Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, 4) CountKernel(SampleArguments a, Scratch scratch) {
   const Part part = PartOf(a, scratch);
   const ops::SampleSpec spec = a.specs[part.sample];
   if (!IsDrawn(spec)) return;
@@ -217,7 +217,7 @@ __device__ inline Cut FindCut(const SampleArguments& a, const ops::SampleSpec& s
   return found;
 }
 
-__global__ void __launch_bounds__(kThreads) NarrowKernel(SampleArguments a, Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, 4) NarrowKernel(SampleArguments a, Scratch scratch) {
   const Part part = PartOf(a, scratch);
   const ops::SampleSpec spec = a.specs[part.sample];
   if (!IsFiltered(a, spec)) return;
