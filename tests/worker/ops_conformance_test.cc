@@ -2,6 +2,7 @@
 // tests/support/naive_ops.h.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -34,9 +35,11 @@ class OpsConformance : public testing::TestWithParam<BackendCase> {
     }
   }
 
+  // For outputs: what an op leaves unwritten is noticed.
   DeviceTensor EmptyActivations(int64_t rows, int64_t cols) {
-    return harness_.Empty(harness_.activation_dtype(), Shape({rows, cols}));
+    return harness_.Poisoned(harness_.activation_dtype(), Shape({rows, cols}));
   }
+  bool OnGpu() const { return GetParam().name.starts_with("cuda"); }
   double Tolerance() { return ToleranceOf(harness_.activation_dtype()); }
   void CheckMatMul(int64_t tokens, Matrix w, DType dtype, const std::vector<int64_t>& segment_ends);
   void CheckAttention(std::vector<TestRow> rows, const HeadLayout& heads, int32_t tokens_per_block,
@@ -56,15 +59,23 @@ void OpsConformance::CheckMatMul(int64_t tokens, Matrix w, DType dtype,
   Matrix x = RandomMatrix(random_, tokens, w.cols);
   const DeviceTensor in = harness_.Activations(x);
   const weights::Weight weight = harness_.Pack(w, dtype, segment_ends);
-  const DeviceTensor out = harness_.Empty(DType::kF32, Shape({tokens, w.rows}));
-  harness_.ops().MatMul(harness_.lane(), in.view, weight, out.view);
-  ExpectClose(harness_.Download(out.view), naive::MatMul(x, w), Tolerance());
+  const Matrix want = naive::MatMul(x, w);
+  for (const DType out_dtype : {DType::kF32, harness_.activation_dtype()}) {
+    const DeviceTensor out = harness_.Poisoned(out_dtype, Shape({tokens, w.rows}));
+    harness_.ops().MatMul(harness_.lane(), in.view, weight, out.view);
+    ExpectClose(harness_.Download(out.view), want, Tolerance());
+  }
 }
 
 TEST_P(OpsConformance, MatMulAtAndAroundTheEdgesOfTiles) {
   for (const int64_t tokens :
-       {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 24, 25, 33, 64, 97, 100, 200}) {
+       {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16, 17, 24, 25, 33, 64, 65, 97, 128, 129, 200, 1000}) {
     CheckMatMul(tokens, RandomMatrix(random_, 83, 67), DType::kBF16, {});
+  }
+  // Of whole 16-byte words, for which a GPU has other kernels, and around its tiles.
+  for (const int64_t tokens : {1, 2, 3, 5, 8, 16, 17, 64, 65, 128, 129}) {
+    CheckMatMul(tokens, RandomMatrix(random_, 136, 72), DType::kBF16, {});
+    CheckMatMul(tokens, RandomMatrix(random_, 256, 512), DType::kBF16, {});
   }
   for (const int64_t outputs : {1, 2, 15, 16, 17, 31, 48, 65, 127, 129, 144, 272}) {
     for (const int64_t tokens : {1, 3, 14}) {
@@ -145,8 +156,10 @@ TEST_P(OpsConformance, EmbedGivesZerosForTokensHeldElsewhere) {
 }
 
 TEST_P(OpsConformance, NormsAndSums) {
-  for (const int64_t cols : {1, 7, 16, 33, 384, 1000}) {
-    for (const int64_t rows : {1, 3, 40}) {
+  for (const int64_t cols : {1, 7, 16, 33, 384, 1000, 5120, 8200}) {
+    for (const int64_t rows : {1, 3, 40, 1000}) {
+      if (rows * cols > 500000) continue;
+      SCOPED_TRACE(fmt::format("[{}, {}]", rows, cols));
       Matrix x = RandomMatrix(random_, rows, cols, 3);
       Matrix delta = RandomMatrix(random_, rows, cols);
       Vector gain = RandomVector(random_, cols);
@@ -180,7 +193,8 @@ TEST_P(OpsConformance, NormOfZerosIsZero) {
 }
 
 TEST_P(OpsConformance, SiluGateFromSmallestToLargest) {
-  for (const int64_t cols : {1, 15, 16, 50, 1024}) {
+  for (const int64_t cols : {1, 15, 16, 50, 1024, 13832}) {
+    SCOPED_TRACE(cols);
     Matrix x = RandomMatrix(random_, 5, 2 * cols, 4);
     x.at(0, 0) = -200;
     x.at(1, 0) = 200;
@@ -205,9 +219,10 @@ TEST_P(OpsConformance, GatherRowsInAnyOrderWithRepeats) {
 }
 
 TEST_P(OpsConformance, NormHeadsLeavesValuesAlone) {
-  for (const int64_t width : {16, 20, 64, 128}) {
+  for (const int64_t width : {2, 16, 20, 32, 64, 80, 128, 256}) {
+    SCOPED_TRACE(width);
     const HeadLayout heads{4, 2, width};
-    Matrix qkv = RandomMatrix(random_, 6, heads.columns());
+    Matrix qkv = RandomMatrix(random_, 65, heads.columns());
     Vector q_gain = RandomVector(random_, width);
     Vector k_gain = RandomVector(random_, width);
     const DeviceTensor device_q = harness_.Floats(q_gain);
@@ -221,8 +236,9 @@ TEST_P(OpsConformance, NormHeadsLeavesValuesAlone) {
 }
 
 TEST_P(OpsConformance, RotateAndStorePutsEachTokenInItsPlace) {
-  for (const int64_t width : {2, 16, 64, 80, 128}) {
+  for (const int64_t width : {2, 16, 32, 64, 80, 128}) {
     for (const DType cache_dtype : kFloats) {
+      SCOPED_TRACE(fmt::format("D {} cache {}", width, NameOf(cache_dtype)));
       const HeadLayout heads{4, 2, width};
       const TestStep step(harness_, {{2, 30, 5}, {0, 0, 17}, {1, 15, 1}, {1, 16, 0}}, 3, 16, 3);
       Matrix qkv = RandomMatrix(random_, step.batch().num_tokens, heads.columns());
@@ -249,16 +265,44 @@ TEST_P(OpsConformance, RotateAndStorePutsEachTokenInItsPlace) {
           want_values.at(place, c) = naive::RoundTo(cache_dtype, got.at(t, 6 * width + c));
         }
       }
-      EXPECT_EQ(harness_.Download(keys.view).values, want_keys.values);
+      // A GPU may store a key before it is rounded to the activations' type.
+      Matrix got_keys = want_keys;
+      got_keys.values = harness_.Download(keys.view).values;
+      ExpectClose(got_keys, want_keys, OnGpu() ? Tolerance() : 0);
       EXPECT_EQ(harness_.Download(values.view).values, want_values.values);
     }
   }
 }
 
+TEST_P(OpsConformance, NothingIsStoredForPaddingRows) {
+  const HeadLayout heads{4, 2, 64};
+  const TestStep step(harness_, {{1, 3, 1}, {0, -1, 1}, {0, -1, 1}}, 2, 16, 1);
+  Matrix qkv = RandomMatrix(random_, 3, heads.columns());
+  Matrix table = RandomMatrix(random_, 16, 64);
+  const DeviceTensor device_qkv = harness_.Activations(qkv);
+  const DeviceTensor rope = harness_.From(DType::kF32, Shape({16, 64}), table.values);
+  const Shape pool({step.num_blocks(), 16, 2, 64});
+  const DeviceTensor keys = harness_.Empty(harness_.activation_dtype(), pool);
+  const DeviceTensor values = harness_.Empty(harness_.activation_dtype(), pool);
+  harness_.ops().RotateAndStore(harness_.lane(), step.batch(), heads, {rope.view}, device_qkv.view,
+                                {keys.view, values.view});
+  Matrix stored(int64_t{step.num_blocks()} * 16, 128);
+  for (int64_t c = 0; c < 128; ++c) stored.at(step.PlaceOf(1, 3), c) = qkv.at(0, 6 * 64 + c);
+  EXPECT_EQ(harness_.Download(values.view).values, stored.values);
+  const Matrix got = harness_.Download(keys.view);
+  for (int64_t place = 0; place < stored.rows; ++place) {
+    if (place == step.PlaceOf(1, 3)) continue;
+    for (int64_t c = 0; c < 128; ++c)
+      ASSERT_EQ(got.values[static_cast<size_t>(place * 128 + c)], 0);
+  }
+}
+
 void OpsConformance::CheckAttention(std::vector<TestRow> rows, const HeadLayout& heads,
                                     int32_t tokens_per_block, DType cache_dtype) {
-  SCOPED_TRACE(fmt::format("H {} G {} D {} P {} cache {}", heads.query_heads, heads.kv_heads,
-                           heads.head_dim, tokens_per_block, NameOf(cache_dtype)));
+  SCOPED_TRACE(fmt::format("H {} G {} D {} P {} cache {}, {} rows, the first at {} of {} tokens",
+                           heads.query_heads, heads.kv_heads, heads.head_dim, tokens_per_block,
+                           NameOf(cache_dtype), rows.size(), rows[0].first_position,
+                           rows[0].num_tokens));
   int32_t num_slots = 0;
   int32_t longest = 0;
   for (const TestRow& row : rows) {
@@ -276,6 +320,10 @@ void OpsConformance::CheckAttention(std::vector<TestRow> rows, const HeadLayout&
   const DeviceTensor device_qkv = harness_.Activations(qkv);
   int64_t token = 0;
   for (const TestRow& row : rows) {
+    if (row.first_position < 0) {  // padding: zeros
+      token += row.num_tokens;
+      continue;
+    }
     const int64_t length = row.first_position + row.num_tokens;
     Matrix k = RandomMatrix(random_, length, width, 2);
     Matrix v = RandomMatrix(random_, length, width);
@@ -322,6 +370,95 @@ TEST_P(OpsConformance, AttendOfRaggedRowsForEachGroupAndWidth) {
 
 TEST_P(OpsConformance, AttendOverALongContext) {
   CheckAttention({{0, 1500, 1}, {1, 1000, 40}}, {4, 2, 64}, 16, DType::kF32);
+}
+
+// What the fast kernels of a GPU take: the cache in the activations' type, heads of common widths
+// and groups; decode rows alone, prompt rows alone, both together, and padding.
+TEST_P(OpsConformance, AttendInTheActivationsType) {
+  const DType dtype = harness_.activation_dtype();
+  const std::vector<TestRow> decode = {{0, 0, 1}, {3, 63, 1}, {1, 16, 1}, {2, 200, 1}, {4, 127, 1}};
+  const std::vector<TestRow> prompt = {{0, 0, 5}, {2, 0, 65}, {1, 17, 64}, {3, 100, 17}};
+  const std::vector<TestRow> mixed = {{0, 0, 1},  {3, 63, 1}, {1, 0, 128}, {4, 0, 0},
+                                      {2, 60, 9}, {5, 64, 1}, {6, 0, 2},   {7, 31, 3}};
+  const std::vector<TestRow> padded = {{1, 40, 1}, {2, 0, 1}, {0, -1, 1}, {0, -1, 1}};
+  for (const std::vector<TestRow>& rows : {decode, prompt, mixed, padded}) {
+    for (const int64_t width : {32, 64, 80, 128}) CheckAttention(rows, {4, 2, width}, 16, dtype);
+    for (const int64_t group : {1, 2, 5, 8}) {
+      CheckAttention(rows, {2 * group, 2, 128}, 16, dtype);
+      CheckAttention(rows, {group, 1, 64}, 16, dtype);
+    }
+    CheckAttention(rows, {10, 2, 128}, 32, dtype);
+    CheckAttention(rows, {10, 2, 128}, 64, dtype);
+  }
+}
+
+TEST_P(OpsConformance, AttendOverContextsThatAreSplit) {
+  const DType dtype = harness_.activation_dtype();
+  const int32_t longest = OnGpu() ? 33000 : 3000;
+  CheckAttention({{0, longest, 1}}, {5, 1, 128}, 16, dtype);
+  CheckAttention({{0, longest / 2, 1}, {1, 0, 1}, {2, 1023, 1}, {3, 1024, 1}, {4, 1025, 1}},
+                 {10, 2, 128}, 16, dtype);
+  CheckAttention({{0, longest / 4, 3}, {1, longest / 4, 1}, {2, 0, 129}}, {4, 1, 64}, 16, dtype);
+  if (OnGpu()) CheckAttention({{0, 0, 1000}, {1, 1500, 300}}, {5, 1, 128}, 16, dtype);
+}
+
+// A decode step that was recorded computes other rows at other positions from what lies in device
+// memory, also where fewer of its rows are real.
+TEST_P(OpsConformance, AttendReplayedForOtherRows) {
+  const HeadLayout heads{10, 2, 128};
+  constexpr int32_t kRows = 8;
+  const DType dtype = harness_.activation_dtype();
+  const std::vector<std::vector<int32_t>> steps = {{0, 15, 16, 63, 64, 65, 700, -1},
+                                                   {2500, -1, -1, -1, -1, -1, -1, -1},
+                                                   {1, 2, 1000, 17, 128, 127, 0, 2047}};
+  const TestStep first(harness_, std::vector<TestRow>(kRows, {0, 0, 1}), kRows, 16, 2512 / 16);
+  Matrix keys = RandomMatrix(random_, int64_t{first.num_blocks()} * 16, 256, 2);
+  Matrix values = RandomMatrix(random_, keys.rows, 256);
+  for (Matrix* m : {&keys, &values}) {
+    for (double& value : m->values) value = naive::RoundTo(dtype, value);
+  }
+  const Shape pool({first.num_blocks(), 16, 2, 128});
+  const DeviceTensor device_keys = harness_.From(dtype, pool, keys.values);
+  const DeviceTensor device_values = harness_.From(dtype, pool, values.values);
+  const std::vector<int32_t> slots = {5, 0, 3, 1, 7, 2, 4, 6};
+  const DeviceTensor device_positions = harness_.Ints(steps[0]);
+  const DeviceTensor device_slots = harness_.Ints(slots);
+  StepBatch batch = first.batch();
+  batch.positions = device_positions.view.As<int32_t>();
+  batch.row_slots = device_slots.view.As<int32_t>();
+  const DeviceTensor y = EmptyActivations(kRows, 1280);
+  Matrix qkv = RandomMatrix(random_, kRows, heads.columns());
+  const DeviceTensor device_qkv = harness_.Activations(qkv);
+  for (const std::vector<int32_t>& positions : steps) {
+    SCOPED_TRACE(fmt::format("positions from {}", positions[0]));
+    harness_.device().Upload(harness_.lane(), positions.data(), kRows * 4,
+                             device_positions.view.data);
+    batch.host_row_first_positions = positions;
+    harness_.ops().PrepareAttention(harness_.lane(), batch, heads);
+    harness_.lane().Replay({kRows, 0, true}, [&] {
+      harness_.ops().Attend(harness_.lane(), batch, heads, device_qkv.view,
+                            {device_keys.view, device_values.view}, 0.09f, y.view);
+    });
+    const Matrix got = harness_.Download(y.view);
+    Matrix want(kRows, 1280);
+    for (int32_t r = 0; r < kRows; ++r) {
+      const int32_t position = positions[static_cast<size_t>(r)];
+      if (position < 0) continue;
+      Matrix k(position + 1, 256);
+      Matrix v = k;
+      for (int32_t j = 0; j <= position; ++j) {
+        const int64_t place = first.PlaceOf(slots[static_cast<size_t>(r)], j) * 256;
+        std::copy_n(keys.values.begin() + place, 256, k.values.begin() + j * 256);
+        std::copy_n(values.values.begin() + place, 256, v.values.begin() + j * 256);
+      }
+      Matrix query(1, heads.columns());
+      std::copy_n(qkv.values.begin() + r * query.cols, query.cols, query.values.begin());
+      const Matrix row = naive::Attend(query, position, heads, k, v, 0.09);
+      std::copy_n(row.values.begin(), 1280, want.values.begin() + r * 1280);
+    }
+    // Some thousand values of either sign have been added up to little.
+    ExpectClose(got, want, 4 * Tolerance());
+  }
 }
 
 TEST_P(OpsConformance, AnEmptyStepIsNoWork) {

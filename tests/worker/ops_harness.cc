@@ -91,7 +91,7 @@ std::vector<BackendCase> BackendCases() {
 OpsHarness::OpsHarness(absl::StatusOr<std::unique_ptr<backend::Backend>> backend) {
   CHECK(backend.ok(), "{}", Message(backend.status()));
   backend_ = std::move(backend).value();
-  auto lane = device().MakeLane(int64_t{1} << 20);
+  auto lane = device().MakeLane(int64_t{64} << 20);
   CHECK(lane.ok(), "{}", Message(lane.status()));
   lane_ = std::move(lane).value();
 }
@@ -104,6 +104,11 @@ DeviceTensor OpsHarness::Empty(DType dtype, const Shape& shape) {
   tensor.buffer = std::move(buffer).value();
   tensor.view.data = tensor.buffer.data();
   return tensor;
+}
+
+DeviceTensor OpsHarness::Poisoned(DType dtype, const Shape& shape) {
+  const std::vector<double> nans(static_cast<size_t>(shape.num_elements()), std::nan(""));
+  return From(dtype, shape, nans);
 }
 
 DeviceTensor OpsHarness::From(DType dtype, const Shape& shape, absl::Span<const double> values) {

@@ -45,7 +45,8 @@ class OpsHarness {
   Device& device() { return backend_->device(); }
   DType activation_dtype() { return ops().activation_dtype(); }
 
-  DeviceTensor Empty(DType dtype, const Shape& shape);
+  DeviceTensor Empty(DType dtype, const Shape& shape);     // zeros
+  DeviceTensor Poisoned(DType dtype, const Shape& shape);  // NaN
   DeviceTensor From(DType dtype, const Shape& shape, absl::Span<const double> values);
   // In the type of activations; `m` is rounded to it in place, so that it can be given to the naive
   // form too.
@@ -95,7 +96,8 @@ class TestStep {
 naive::Matrix RandomMatrix(std::mt19937& random, int64_t rows, int64_t cols, double scale = 1);
 naive::Vector RandomVector(std::mt19937& random, int64_t n, double scale = 1);
 
-// |got - want| <= tolerance * (|want| + root mean square of want), for each element.
+// |got - want| <= tolerance * (|want| + root mean square of want), for each element; NaN is never
+// close.
 void ExpectClose(const naive::Matrix& got, const naive::Matrix& want, double tolerance);
 
 }  // namespace polyreme::ops
