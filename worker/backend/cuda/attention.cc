@@ -313,12 +313,13 @@ void Dispatcher::ShareOutRows(const StepBatch& batch, const Paths& paths) {
   plan_.first_token = fa2 && first < batch.num_rows ? begins[first] : 0;
   int32_t page = 0;
   for (int row = 0; row < batch.num_rows; ++row) {
+    const int count = begins[row + 1] - begins[row];
     const bool between = row >= first && row <= last;
-    if (paths.prompts == PromptPath::kPlain || !(is_prompt(row) || (fa2 && between))) {
-      if (!is_prompt(row)) plan_.singles.push_back(row);
+    if (count == 0) continue;
+    if (paths.prompts == PromptPath::kPlain || !(count > 1 || (fa2 && between))) {
+      if (count == 1) plan_.singles.push_back(row);
       continue;
     }
-    const int count = begins[row + 1] - begins[row];
     const int length = batch.host_row_first_positions[row] + count;
     const int pages = NumPages(length, batch.tokens_per_block);
     plan_.prompts.push_back(row);
