@@ -1,6 +1,6 @@
 // CUDA's kernel language for a host's compiler, as far as the sampler's kernels use it: a block's
 // threads are fibers that take turns at its barriers, blocks run one after the other. Shows what a
-// kernel computes, and barriers that not all threads reach; not races between barriers. To be
+// kernel computes, barriers that not all threads reach, and many that are missing. To be
 // included before the kernels.
 #pragma once
 
@@ -97,9 +97,12 @@ class Block {
   bool RunRound(unsigned threads) {
     bool waits = false;
     for (unsigned i = 0; i < threads; ++i) {
-      const State state = fibers_[i]->state;
-      if (state == State::kNew || state == State::kRunnable) Resume(i);
-      waits = waits || fibers_[i]->state != State::kDone;
+      // Every second block the other way round: a missing barrier changes the answer in one of
+      // them.
+      const unsigned thread = block_index.x % 2 == 0 ? i : threads - 1 - i;
+      const State state = fibers_[thread]->state;
+      if (state == State::kNew || state == State::kRunnable) Resume(thread);
+      waits = waits || fibers_[thread]->state != State::kDone;
     }
     return waits;
   }

@@ -88,10 +88,10 @@ __device__ inline DrawPart DrawFromListed(const SampleArguments& a, const Scratc
 }
 
 // Descends over the bits of ranks to the token at which the running sum of 1 (by_count) or of
-// weights, over ranks from the first down to `floor`, reaches `goal`: its rank. For rows whose
-// border lies among many tokens of nearly or quite the same value. `goal` is reached.
-__device__ inline uint64_t FindBorder(const ScaledRow& row, int groups, uint64_t floor,
-                                      uint64_t goal, bool by_count) {
+// weights, from the first in rank on, reaches `goal`: its rank. For rows whose border lies among
+// many tokens of nearly or quite the same value. The sum over the row is at least `goal`.
+__device__ inline uint64_t FindBorder(const ScaledRow& row, int groups, uint64_t goal,
+                                      bool by_count) {
   constexpr int kDigit = 11;
   constexpr int kPlaces = 1 << kDigit;
   __shared__ unsigned low[kPlaces];
@@ -113,7 +113,6 @@ __device__ inline uint64_t FindBorder(const ScaledRow& row, int groups, uint64_t
       for (int i = 0; i < 4; ++i) {
         if (!(y[i] > kBanned)) continue;
         const uint64_t rank = RankOf(y[i], 4 * group + i);
-        if (rank < floor) continue;
         if (above < 64 && (rank >> above) != (border >> above)) continue;
         const auto digit = static_cast<int>((rank >> shift) & ((uint64_t{1} << bits) - 1));
         AddWide(&low[digit], &high[digit], by_count ? 1 : WeightOf(y[i]));
@@ -172,11 +171,11 @@ __device__ inline DrawPart DrawFromRow(const SampleArguments& a, const ops::Samp
   uint64_t floor = 0;
   if (KeepsK(spec, a.vocabulary)) {
     const auto k = static_cast<uint64_t>(spec.top_k);
-    if (SumFrom(row, groups, 0, true) > k) floor = FindBorder(row, groups, 0, k, true);
+    if (SumFrom(row, groups, 0, true) > k) floor = FindBorder(row, groups, k, true);
   }
   if (KeepsP(spec)) {
     const uint64_t total = SumFrom(row, groups, floor, false);
-    floor = FindBorder(row, groups, floor, GoalOf(spec.top_p, total), false);
+    floor = FindBorder(row, groups, GoalOf(spec.top_p, total), false);
   }
   return DrawFrom(
       row, 0, groups, [&](float y, int token) { return RankOf(y, token) >= floor; }, See());
@@ -192,7 +191,8 @@ __device__ inline int TokenOfRow(const SampleArguments& a, const Scratch& scratc
   return DrawFromListed(a, scratch, spec, row, cut, sample).token;
 }
 
-__global__ void __launch_bounds__(kFinishThreads) FinishKernel(SampleArguments a, Scratch scratch) {
+__global__ void __launch_bounds__(kFinishThreads, 1)
+    FinishKernel(SampleArguments a, Scratch scratch) {
   const int sample = static_cast<int>(blockIdx.x);
   const ops::SampleSpec spec = a.specs[sample];
   ops::SampleOutput out;
