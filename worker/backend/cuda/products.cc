@@ -175,7 +175,8 @@ class TableFile {
   static absl::StatusOr<TableFile> ForThisGpu(const std::string& directory,
                                               std::string_view library_version);
   const std::string& path() const { return path_; }
-  ProductTable Read() const;
+  // Empty where there is no file. An error says why the file is of no use.
+  absl::StatusOr<ProductTable> Read() const;
   // Keeps `table` besides what the file has.
   void Add(const ProductTable& table) const;
 
@@ -207,21 +208,18 @@ absl::StatusOr<TableFile> TableFile::ForThisGpu(const std::string& directory,
   return file;
 }
 
-ProductTable TableFile::Read() const {
+absl::StatusOr<ProductTable> TableFile::Read() const {
   constexpr int64_t kMaxBytes = int64_t{16} << 20;
-  if (path_.empty() || !FileExists(path_)) return {};
-  const absl::StatusOr<std::string> text = ReadFile(path_, kMaxBytes);
-  absl::StatusOr<ProductTable> table =
-      text.ok() ? ParseProductTable(*text, identity_) : text.status();
-  if (table.ok()) return *std::move(table);
-  LogWarning("{} is of no use and will be written anew: {}", path_, Message(table.status()));
-  return {};
+  if (path_.empty() || !FileExists(path_)) return ProductTable();
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path_, kMaxBytes));
+  return ParseProductTable(text, identity_);
 }
 
 void TableFile::Add(const ProductTable& table) const {
   if (path_.empty()) return;
   ProductTable all = table;
-  all.merge(Read());
+  absl::StatusOr<ProductTable> before = Read();  // what other ranks have added meanwhile, too
+  if (before.ok()) all.merge(*before);
   const std::filesystem::path path = path_;
   const std::string temporary =
       fmt::format("{}.{}.{}", path_, getpid(), reinterpret_cast<uintptr_t>(&all));
@@ -412,6 +410,9 @@ std::vector<TunedProducts::Missing> TunedProducts::TakeKnown(
       }
     }
   }
+  // Few rows first: should time run out, decoding has its algorithms.
+  std::stable_sort(missing.begin(), missing.end(),
+                   [](const Missing& a, const Missing& b) { return a.bucket < b.bucket; });
   return missing;
 }
 
@@ -508,7 +509,13 @@ absl::Status TunedProducts::Tune(cudaStream_t stream, absl::Span<const Shape> sh
   }
   ASSIGN_OR_RETURN(const TableFile file,
                    TableFile::ForThisGpu(options_.cache_directory, library_->version()));
-  const std::vector<Missing> missing = TakeKnown(groups, file.Read());
+  absl::StatusOr<ProductTable> known = file.Read();
+  if (!known.ok()) {
+    LogWarning("{} is of no use and will be written anew: {}", file.path(),
+               Message(known.status()));
+    known = ProductTable();
+  }
+  const std::vector<Missing> missing = TakeKnown(groups, *known);
   if (missing.empty()) return absl::OkStatus();
   const absl::Time begin = MonotonicNow();
   absl::StatusOr<ProductTable> timed = TimeAll(stream, missing);
