@@ -373,9 +373,17 @@ absl::Status NcclRanks::UseArena(TensorView arena) {
 // Leaves `window` null where one of the ranks can have none.
 absl::Status NcclRanks::MakeWindow(const NcclStage& stage, TensorView arena, absl::Time deadline) {
   NcclGroup::Communicators& comms = group_.communicators();
-  float possible = nccl().has_windows() && arena.bytes() > 0 && arenas_->Hold(arena) ? 1 : 0;
-  RETURN_IF_ERROR(Agree(group_, stage, ncclMin, deadline, absl::MakeSpan(&possible, 1)));
-  if (possible == 0) return absl::OkStatus();
+  const bool possible = nccl().has_windows() && arena.bytes() > 0 && arenas_->Hold(arena);
+  // Sizes in MiB and the rest, each exact as a float; negative too, for the largest.
+  const float whole = static_cast<float>(arena.bytes() >> 20);
+  const float rest = static_cast<float>(arena.bytes() & ((1 << 20) - 1));
+  float all[] = {possible ? 1.0f : 0.0f, whole, rest, -whole, -rest};
+  RETURN_IF_ERROR(Agree(group_, stage, ncclMin, deadline, absl::MakeSpan(all)));
+  if (all[1] != -all[3] || all[2] != -all[4]) {
+    return Internal("{}: arenas differ in size; this rank's has {} bytes", group_.name(),
+                    arena.bytes());
+  }
+  if (all[0] == 0) return absl::OkStatus();
   // A communicator of its own, because NCCL takes the window's kernels wherever it finds one.
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;

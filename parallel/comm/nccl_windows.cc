@@ -28,6 +28,14 @@ absl::StatusOr<Owned<cudaEvent_t>> MakeEvent() {
   return Owned<cudaEvent_t>(event);
 }
 
+absl::Status Sum(NcclGroup& group, const ncclComm_t* comm, cudaStream_t stream, void* arena,
+                 int64_t bytes, absl::Time deadline) {
+  return group.Call("all-reduce while measuring", comm, deadline, [&] {
+    return group.nccl().all_reduce(arena, arena, static_cast<size_t>(bytes / 2), ncclBfloat16,
+                                   ncclSum, *comm, stream);
+  });
+}
+
 // kReductions all-reduces of `bytes` of the arena.
 absl::StatusOr<Owned<cudaGraphExec_t>> Capture(NcclGroup& group, const ncclComm_t* comm,
                                                cudaStream_t stream, void* arena, int64_t bytes,
@@ -36,10 +44,7 @@ absl::StatusOr<Owned<cudaGraphExec_t>> Capture(NcclGroup& group, const ncclComm_
                              "capturing all-reduces"));
   absl::Status status;
   for (int i = 0; i < kReductions && status.ok(); ++i) {
-    status = group.Call("all-reduce while measuring", comm, deadline, [&] {
-      return group.nccl().all_reduce(arena, arena, static_cast<size_t>(bytes / 2), ncclBfloat16,
-                                     ncclSum, *comm, stream);
-    });
+    status = Sum(group, comm, stream, arena, bytes, deadline);
   }
   cudaGraph_t captured = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &captured);
@@ -54,6 +59,9 @@ absl::StatusOr<Owned<cudaGraphExec_t>> Capture(NcclGroup& group, const ncclComm_
 // Seconds of one all-reduce.
 absl::StatusOr<float> TimeAllReduce(NcclGroup& group, const ncclComm_t* comm, cudaStream_t stream,
                                     void* arena, int64_t bytes, absl::Time deadline) {
+  // Outside the capture first: NCCL connects on the first use of each of its algorithms.
+  RETURN_IF_ERROR(Sum(group, comm, stream, arena, bytes, deadline));
+  RETURN_IF_ERROR(group.WaitFor(stream, "measuring all-reduces", deadline));
   ASSIGN_OR_RETURN(const Owned<cudaGraphExec_t> graph,
                    Capture(group, comm, stream, arena, bytes, deadline));
   ASSIGN_OR_RETURN(const Owned<cudaEvent_t> begin, MakeEvent());
