@@ -1,23 +1,24 @@
 #include "parallel/base/clock.h"
 
 #include "absl/time/clock.h"
+#include "parallel/base/process_identity.h"
 
 namespace polyreme {
 namespace {
 
-struct Anchor {
-  absl::Time wall = absl::Now();
-  std::chrono::steady_clock::time_point steady = std::chrono::steady_clock::now();
-};
-const Anchor& GetAnchor() {
-  static const Anchor anchor;
+// Written by AdoptClockAnchor at most, before anybody asks.
+ClockAnchor& Anchor() {
+  static ClockAnchor anchor{absl::Now(), std::chrono::steady_clock::now()};
   return anchor;
 }
 
 }  // namespace
 
+ClockAnchor GetClockAnchor() { return Anchor(); }
+void AdoptClockAnchor(const ClockAnchor& anchor) { Anchor() = anchor; }
+
 absl::Time MonotonicNow() {
-  const Anchor& anchor = GetAnchor();
+  const ClockAnchor& anchor = Anchor();
   return anchor.wall + absl::FromChrono(std::chrono::steady_clock::now() - anchor.steady);
 }
 

@@ -5,6 +5,8 @@
 
 #include <ctime>
 
+#include "parallel/base/process_identity.h"
+
 namespace polyreme {
 namespace {
 
@@ -17,6 +19,7 @@ std::string& ProcessName() {
 }  // namespace
 
 void SetLogName(std::string name) { ProcessName() = std::move(name); }
+const std::string& GetLogName() { return ProcessName(); }
 
 void LogLine(LogLevel level, std::string_view text) {
   timespec now{};

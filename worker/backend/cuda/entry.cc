@@ -1,6 +1,9 @@
 // The plugin's only symbol.
 #include <cstdlib>
+#include <string>
 
+#include "parallel/base/log.h"
+#include "parallel/base/process_identity.h"
 #include "worker/backend/cuda/cuda_backend.h"
 #include "worker/backend/cuda/describe.h"
 #include "worker/backend/cuda/measure.h"
@@ -15,6 +18,11 @@ polyreme_cuda_plugin() {
     // stands.
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     return cuda::CudaPlugin{.build_id = cuda::PluginBuildId(),
+                            .adopt =
+                                [](const polyreme::ClockAnchor& clock, const std::string& name) {
+                                  polyreme::AdoptClockAnchor(clock);
+                                  polyreme::SetLogName(name);
+                                },
                             .describe = &cuda::DescribeSystem,
                             .measure = &cuda::MeasureGpu,
                             .measure_all_reduce = &cuda::MeasureAllReduce,

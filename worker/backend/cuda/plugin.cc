@@ -43,6 +43,7 @@ absl::StatusOr<const CudaPlugin*> Open() {
           "build",
           place, PluginBuildId(), theirs);
     }
+    plugin->adopt(GetClockAnchor(), GetLogName());
     library.Leak();
     return plugin;
   }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/base/process_identity.h"
 #include "parallel/base/status.h"
 #include "worker/backend/backend.h"
 
@@ -57,6 +58,9 @@ struct AllReduceTime {
 // The plugin's table of functions.
 struct CudaPlugin {
   const char* build_id = nullptr;
+  // Called once, before the others: the plugin's own copy of parallel/base goes on as the
+  // program's.
+  void (*adopt)(const ClockAnchor& clock, const std::string& log_name) = nullptr;
   absl::StatusOr<GpuSystem> (*describe)() = nullptr;
   absl::StatusOr<GpuMeasurement> (*measure)(int32_t index) = nullptr;
   // All-reduce over the first num_gpus GPUs, a thread each.
