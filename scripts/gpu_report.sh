@@ -32,6 +32,8 @@ mkdir -p "$out/raw"
 first_of() { for file in "$@"; do if [ -e "$file" ]; then echo "$file"; return; fi; done; }
 program=${program:-$(first_of "$here/polyreme" "$root/build/cuda-release/polyreme" "$root/build/cuda/polyreme")}
 [ -x "$program" ] || { echo "no polyreme to measure: build a bundle, or give --program" >&2; exit 1; }
+plugin=$(first_of "$(dirname "$program")/libpolyreme_cuda.so" "$(dirname "$program")/../lib/libpolyreme_cuda.so")
+[ -n "$plugin" ] && export POLYREME_CUDA_PLUGIN=$plugin  # tests lie elsewhere
 model=${model:-$(first_of "$root/models/iquest-coder-v1-40b" "$root/deploy/bench/configs/iquest-coder-v1-40b")}
 commit=${POLYREME_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)}
 command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: is there a driver?" >&2; exit 1; }

@@ -54,7 +54,7 @@ build_and_test_cuda() {
   local test
   for test in "${tests[@]}"; do
     echo "== ${test##*/}"
-    "build/cuda/$test" --gtest_brief=1
+    POLYREME_CUDA_PLUGIN=$PWD/build/cuda/libpolyreme_cuda.so "build/cuda/$test" --gtest_brief=1
   done
   scripts/check_sm70.sh
 }

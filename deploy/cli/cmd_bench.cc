@@ -33,9 +33,9 @@ struct BenchConfig {
   bench::BenchThroughputOptions throughput;
   std::string input;
   std::string output;
-  std::string load_format = "safetensors";
+  std::string load_format = "auto";
   std::string attention = "auto";
-  std::string dtype = "bfloat16";
+  std::string dtype = "auto";
   int32_t seed = 0;
   int32_t num_sequences = 256;
   std::vector<int64_t> batches;
@@ -43,16 +43,20 @@ struct BenchConfig {
   bool help = false;
 };
 
-absl::Status Complete(BenchConfig& config) {
+void Complete(BenchConfig& config) {
   bench::ClusterOptions& cluster = config.cluster;
-  ASSIGN_OR_RETURN(cluster.format, weights::ParseLoadFormat(config.load_format));
+  const bool made = config.load_format == "dummy";
+  cluster.format = made ? weights::LoadFormat::kDummy : weights::LoadFormat::kSafetensors;
   cluster.seed = static_cast<uint64_t>(config.seed);
-  cluster.backend.attention = config.attention == "own" ? backend::AttentionChoice::kOwn
-                              : config.attention == "flashinfer"
-                                  ? backend::AttentionChoice::kFlashInfer
-                                  : backend::AttentionChoice::kAuto;
-  ASSIGN_OR_RETURN(cluster.backend.dtype, ParseDType(config.dtype));
-  return absl::OkStatus();
+  if (config.attention == "own") cluster.backend.attention = backend::AttentionChoice::kOwn;
+  if (config.attention == "flashinfer") {
+    cluster.backend.attention = backend::AttentionChoice::kFlashInfer;
+  }
+}
+
+// What --dtype means for a model stored in `stored`.
+absl::StatusOr<DType> DTypeOf(const BenchConfig& config, DType stored) {
+  return config.dtype == "auto" ? stored : ParseDType(config.dtype);
 }
 
 absl::StatusOr<bench::ClusterOptions> ClusterOf(const BenchConfig& config,
@@ -60,6 +64,8 @@ absl::StatusOr<bench::ClusterOptions> ClusterOf(const BenchConfig& config,
   if (operands.size() != 2) return InvalidArgument("bench {} needs a MODEL directory", operands[0]);
   bench::ClusterOptions cluster = config.cluster;
   cluster.model = operands[1];
+  ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(cluster.model));
+  ASSIGN_OR_RETURN(cluster.backend.dtype, DTypeOf(config, spec.dtype));
   return cluster;
 }
 
@@ -72,6 +78,7 @@ absl::StatusOr<std::string> BenchOps(const BenchConfig& config, const Arguments&
   options.num_threads = config.cluster.num_threads;
   options.device = config.cluster.device;
   options.backend = config.cluster.backend;
+  ASSIGN_OR_RETURN(options.backend.dtype, DTypeOf(config, options.model.dtype));
   options.shards = config.cluster.layout.shards;
   std::string table;
   RETURN_IF_ERROR(bench::RunBenchOps(options, &table));
@@ -128,7 +135,7 @@ constexpr Benchmark kBenchmarks[] = {{"ops", BenchOps},
                                      {"coordinator", BenchCoordinator}};
 
 absl::StatusOr<std::string> RunNamed(BenchConfig& config, const Arguments& operands) {
-  RETURN_IF_ERROR(Complete(config));
+  Complete(config);
   for (const Benchmark& benchmark : kBenchmarks) {
     if (operands[0] == benchmark.name) return benchmark.run(config, operands);
   }
@@ -153,11 +160,12 @@ void AddClusterFlags(FlagSet& flags, BenchConfig& config) {
   flags.Add({"--cache-dir"}, "DIR", "GPU: where the table of product algorithms is kept",
             SetString(&cluster.backend.cache_directory));
   flags.Section("What");
-  flags.Add({"--load-format"}, "NAME", "safetensors, or dummy: random weights, only config.json",
-            SetString(&config.load_format));
+  flags.Add({"--load-format"}, "FORMAT",
+            "auto, safetensors, or dummy: random weights of config.json's sizes, no files",
+            SetOneOf(&config.load_format, {"auto", "safetensors", "dummy"}));
   flags.Add({"--seed"}, "N", "of dummy weights (default 0)", SetInt(&config.seed, 0, 1 << 30));
-  flags.Add({"--dtype"}, "TYPE", "GPU: bfloat16, float16 or float32 (default bfloat16)",
-            SetString(&config.dtype));
+  flags.Add({"--dtype"}, "TYPE", "GPU: auto (as stored), bfloat16, float16 or float32",
+            SetOneOf(&config.dtype, {"auto", "bfloat16", "float16", "float32"}));
   flags.Add({"--max-num-batched-tokens"}, "N", "of a step (default 512, on a GPU 8192)",
             SetInt(&cluster.max_num_batched_tokens, 1, limits::kMaxStepTokens));
 }
