@@ -44,7 +44,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
       : options_(options),
         guard_(options.job_token),
         peers_(PeerIdentity{0, options.topology.world_size(), "", 0, options.build_id,
-                            options.settings, options.checkpoint}),
+                            options.settings, options.checkpoint, ""},
+               options.allow_shared_device),
         results_(options.topology.world_size(), options.epoch) {}
 
   absl::Status Listen();
@@ -130,9 +131,9 @@ absl::Status Cluster::Impl::CheckProof(const grpc::ServerContext& context,
 grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinRequest* request,
                                  pb::JoinReply* reply) {
   if (absl::Status s = CheckProof(*context, "Join"); !s.ok()) return ToGrpc(s);
-  const PeerIdentity identity{request->rank(),      request->world_size(), request->host(),
-                              request->pid(),       request->build_id(),   request->config(),
-                              request->checkpoint()};
+  const PeerIdentity identity{request->rank(),       request->world_size(), request->host(),
+                              request->pid(),        request->build_id(),   request->config(),
+                              request->checkpoint(), request->device()};
   if (absl::Status s = peers_.Join(identity); !s.ok()) return ToGrpc(s);
   reply->set_epoch(options_.epoch.value);
   reply->set_proof(launch::AnswerChallenge(options_.job_token, request->challenge()));
@@ -202,12 +203,11 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
                               message.loaded().kv_bytes_per_block(),
                               message.loaded().kv_bytes_budget());
     case pb::WorkerMessage::kReady: {
-      Peers::Peer memory;
-      memory.weight_bytes = message.ready().weight_bytes();
-      memory.kv_bytes = message.ready().kv_bytes();
-      memory.scratch_bytes = message.ready().scratch_bytes();
-      memory.communicator_bytes = message.ready().communicator_bytes();
-      return peers_.SetReady(rank, memory);
+      const pb::Ready& ready = message.ready();
+      return peers_.SetReady(
+          rank, {ready.weight_bytes(), ready.kv_bytes(), ready.step_bytes(),
+                 ready.communicator_bytes(), ready.recording_bytes(), ready.free_bytes(),
+                 ready.num_recorded(), ready.recording_seconds()});
     }
     case pb::WorkerMessage::kStepResult: {
       absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.step_result());
@@ -299,9 +299,8 @@ absl::Status Cluster::Impl::WaitUntilReady() {
 std::vector<RankReport> Cluster::Impl::reports() const {
   std::vector<RankReport> reports;
   for (const Peers::Peer& peer : peers_.snapshot()) {
-    reports.push_back(RankReport{Rank{peer.identity.rank}, peer.identity.host, peer.identity.pid,
-                                 peer.weight_bytes, peer.kv_bytes, peer.scratch_bytes,
-                                 peer.communicator_bytes});
+    reports.push_back(
+        RankReport{Rank{peer.identity.rank}, peer.identity.host, peer.identity.pid, peer.memory});
   }
   return reports;
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "coordinator/engine/peers.h"
 #include "coordinator/engine/worker_link.h"
 #include "parallel/base/ids.h"
 #include "parallel/base/status.h"
@@ -29,9 +30,10 @@ struct ClusterOptions {
   std::string checkpoint;  // fingerprint
   absl::Duration join_timeout = absl::Seconds(120);
   Epoch epoch{1};
-  int32_t num_blocks = 0;      // cache blocks by hand; 0: from the ranks' memory
-  int32_t num_blocks_max = 0;  // more are never needed
-  int32_t num_blocks_min = 1;  // fewer cannot serve one sequence
+  int32_t num_blocks = 0;            // cache blocks by hand; 0: from the ranks' memory
+  int32_t num_blocks_max = 0;        // more are never needed
+  int32_t num_blocks_min = 1;        // fewer cannot serve one sequence
+  bool allow_shared_device = false;  // several ranks may compute on one
 };
 
 // What one rank holds, for the ready line.
@@ -39,10 +41,7 @@ struct RankReport {
   Rank rank;
   std::string host;
   int64_t pid = 0;
-  int64_t weight_bytes = 0;
-  int64_t kv_bytes = 0;
-  int64_t scratch_bytes = 0;
-  int64_t communicator_bytes = 0;
+  PeerMemory memory;
 };
 
 class Cluster {

@@ -31,7 +31,8 @@ constexpr std::string_view kDeeds[] = {"come", "join", "attach", "load its weigh
 
 }  // namespace
 
-Peers::Peers(PeerIdentity expected) : expected_(std::move(expected)) {
+Peers::Peers(PeerIdentity expected, bool allow_shared_device)
+    : expected_(std::move(expected)), allow_shared_device_(allow_shared_device) {
   CHECK(expected_.world_size > 0);
   peers_.resize(static_cast<size_t>(expected_.world_size));
 }
@@ -63,6 +64,14 @@ absl::Status Peers::Check(const PeerIdentity& peer) const {
     return FailedPrecondition(
         "{} sees another checkpoint: fingerprint {:.16}, rank 0 on host {} sees {:.16}", who,
         peer.checkpoint, expected_.host, expected_.checkpoint);
+  }
+  if (peer.device.empty() || allow_shared_device_) return absl::OkStatus();
+  for (const Peer& other : peers_) {
+    if (other.phase == Phase::kAbsent || other.identity.device != peer.device) continue;
+    return FailedPrecondition(
+        "{} computes on {}, and so does rank {} (pid {}): give each rank a GPU of its own "
+        "(--local-rank, CUDA_VISIBLE_DEVICES), or allow it with --allow-shared-gpu",
+        who, peer.device, other.identity.rank, other.identity.pid);
   }
   return absl::OkStatus();
 }
@@ -106,20 +115,17 @@ void Peers::SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_b
                       int64_t kv_bytes_budget) {
   const std::lock_guard lock(mutex_);
   Peer& peer = peers_[static_cast<size_t>(rank)];
-  peer.weight_bytes = weight_bytes;
+  peer.memory.weight_bytes = weight_bytes;
   peer.kv_bytes_per_block = kv_bytes_per_block;
   peer.kv_bytes_budget = kv_bytes_budget;
   peer.phase = Phase::kLoaded;
   changed_.notify_all();
 }
 
-void Peers::SetReady(int32_t rank, const Peer& memory) {
+void Peers::SetReady(int32_t rank, const PeerMemory& memory) {
   const std::lock_guard lock(mutex_);
   Peer& peer = peers_[static_cast<size_t>(rank)];
-  peer.weight_bytes = memory.weight_bytes;
-  peer.kv_bytes = memory.kv_bytes;
-  peer.scratch_bytes = memory.scratch_bytes;
-  peer.communicator_bytes = memory.communicator_bytes;
+  peer.memory = memory;
   peer.phase = Phase::kReady;
   changed_.notify_all();
 }

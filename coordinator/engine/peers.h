@@ -23,6 +23,19 @@ struct PeerIdentity {
   std::string build_id;
   std::string settings;  // "name=value" lines
   std::string checkpoint;
+  std::string device;  // "host/bus id"; empty: one that may be shared
+};
+
+// Where a rank's memory has gone; as proto's Ready.
+struct PeerMemory {
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t step_bytes = 0;
+  int64_t communicator_bytes = 0;
+  int64_t recording_bytes = 0;
+  int64_t free_bytes = 0;
+  int32_t num_recorded = 0;
+  double recording_seconds = 0;
 };
 
 // Thread-safe: streams report, the coordinator's main waits.
@@ -35,16 +48,14 @@ class Peers {
     Phase phase = Phase::kAbsent;
     int64_t bytes_done = 0;
     int64_t bytes_total = 0;
-    int64_t weight_bytes = 0;
     int64_t kv_bytes_per_block = 0;
     int64_t kv_bytes_budget = 0;
-    int64_t kv_bytes = 0;
-    int64_t scratch_bytes = 0;
-    int64_t communicator_bytes = 0;
+    PeerMemory memory;  // of weights alone until the rank is ready
   };
 
   // expected: what every rank must be like; its rank and host are the coordinator's.
-  explicit Peers(PeerIdentity expected);
+  // allow_shared_device: several ranks may be on one.
+  explicit Peers(PeerIdentity expected, bool allow_shared_device = false);
 
   // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends
   // the launch, named by rank and host.
@@ -54,7 +65,7 @@ class Peers {
   void SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total);
   void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block,
                  int64_t kv_bytes_budget);
-  void SetReady(int32_t rank, const Peer& memory);
+  void SetReady(int32_t rank, const PeerMemory& memory);
   // The first failure stays and ends all waits.
   void Fail(absl::Status why);
 
@@ -71,6 +82,7 @@ class Peers {
   bool AllAt(Phase phase) const;                       // caller holds mutex_
 
   const PeerIdentity expected_;
+  const bool allow_shared_device_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::vector<Peer> peers_;  // guarded by mutex_

@@ -12,6 +12,7 @@ absl::Status CheckModel(const ServeConfig& config) {
   plan::PlanOptions options;
   options.layers_per_stage = config.pipeline_layers;
   RETURN_IF_ERROR(plan::ShardPlan::Make(spec, topology, options).status());
+  RETURN_IF_ERROR(ResolveDtype(config, spec).status());
   return ResolveMaxModelLen(config, spec).status();
 }
 

@@ -6,7 +6,7 @@
 namespace polyreme::cli {
 
 // Reads MODEL's config.json and deals it over the layout, as every rank will. Errors: those of
-// plan::ReadModelSpec, plan::ShardPlan::Make and ResolveMaxModelLen.
+// plan::ReadModelSpec, plan::ShardPlan::Make, ResolveDtype and ResolveMaxModelLen.
 absl::Status CheckModel(const ServeConfig& config);
 
 }  // namespace polyreme::cli

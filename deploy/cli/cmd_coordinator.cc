@@ -20,13 +20,14 @@
 #include "coordinator/text/tokenizer.h"
 #include "deploy/cli/build_info.h"
 #include "deploy/cli/commands.h"
+#include "deploy/cli/device_choice.h"
 #include "deploy/cli/generation_defaults.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
 #include "parallel/plan/shard_plan.h"
-#include "worker/weights/checkpoint.h"
+#include "worker/weights/tensor_source.h"
 
 namespace polyreme::cli {
 namespace {
@@ -75,8 +76,10 @@ absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
   ASSIGN_OR_RETURN(const plan::ShardPlan plan,
                    plan::ShardPlan::Make(files.spec, topology, plan_options));
   files.exact_sums = plan.exact_sums();
-  ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::Checkpoint::Open(config.model));
-  files.fingerprint = checkpoint.fingerprint();
+  ASSIGN_OR_RETURN(const weights::LoadFormat format, ResolveLoadFormat(config));
+  ASSIGN_OR_RETURN(const std::unique_ptr<weights::TensorSource> source,
+                   weights::OpenTensorSource(config.model, files.spec, format, config.seed));
+  files.fingerprint = source->fingerprint();
   const std::string& text_directory = config.tokenizer.empty() ? config.model : config.tokenizer;
   ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(text_directory));
   if (files.tokenizer->vocab_size() > files.spec.vocabulary) {
@@ -129,6 +132,7 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   options.checkpoint = files.fingerprint;
   options.join_timeout = config.join_timeout;
   options.num_blocks = config.num_blocks;
+  options.allow_shared_device = config.allow_shared_gpu;
   const int32_t per_sequence =
       (files.info.limits.max_model_len + config.block_size - 1) / config.block_size;
   options.num_blocks_min = per_sequence;
@@ -137,14 +141,32 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   return engine::Cluster::Listen(options);
 }
 
+std::string Size(int64_t bytes) {
+  if (bytes < int64_t{1} << 30) return fmt::format("{:.1f} MiB", double(bytes) / 0x1p20);
+  return fmt::format("{:.1f} GiB", double(bytes) / 0x1p30);
+}
+
+// "172,464".
+std::string Grouped(int64_t number) {
+  std::string digits = fmt::format("{}", number);
+  for (int64_t place = std::ssize(digits) - 3; place > 0; place -= 3) {
+    digits.insert(static_cast<size_t>(place), ",");
+  }
+  return digits;
+}
+
 void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool exact_sums) {
-  const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
+  const int64_t num_tokens = int64_t{cluster.num_blocks()} * config.block_size;
   for (const engine::RankReport& r : cluster.reports()) {
-    LogInfo(
-        "ready: rank {} on {}: weights {:.1f} MiB, cache {:.1f} MiB, scratch {:.1f} MiB, "
-        "communicators {:.1f} MiB",
-        r.rank.value, r.host, mib(r.weight_bytes), mib(r.kv_bytes), mib(r.scratch_bytes),
-        mib(r.communicator_bytes));
+    const engine::PeerMemory& m = r.memory;
+    std::string parts = fmt::format("weights {}, KV {} ({} tokens), step {}", Size(m.weight_bytes),
+                                    Size(m.kv_bytes), Grouped(num_tokens), Size(m.step_bytes));
+    if (m.num_recorded > 0) {
+      parts += fmt::format(", recordings {} ({} in {:.1f} s)", Size(m.recording_bytes),
+                           m.num_recorded, m.recording_seconds);
+    }
+    LogInfo("ready: rank {} on {}: {}, communicator {}, free {}", r.rank.value, r.host, parts,
+            Size(m.communicator_bytes), Size(m.free_bytes));
   }
   if (!exact_sums) {
     LogInfo(
@@ -195,6 +217,8 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
     failure = engine.WaitUntilFailed(MonotonicNow() + kLook);
     if (failure.ok()) failure = cluster.failure();
   }
+  // Workers first: their collectives wait for the lost one until they are told.
+  if (!failure.ok()) cluster.Stop(failure, MonotonicNow() + kStopPatience);
   if (failure.ok()) {
     LogInfo("stopping: no new requests; what runs may finish within {}",
             absl::FormatDuration(config.shutdown_timeout));
@@ -249,7 +273,8 @@ int RunCoordinator(const Arguments& arguments) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
-  const absl::Status status = Coordinate(config);
+  absl::Status status = SettleDevice(config);
+  if (status.ok()) status = Coordinate(config);
   if (status.ok()) return 0;
   LogError("{}", Message(status));
   return 1;

@@ -9,11 +9,13 @@
 
 #include "deploy/cli/check_model.h"
 #include "deploy/cli/commands.h"
+#include "deploy/cli/device_choice.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/log.h"
 #include "parallel/launch/agent.h"
 #include "parallel/launch/launch_env.h"
+#include "worker/weights/dummy.h"
 
 namespace polyreme::cli {
 namespace {
@@ -62,13 +64,14 @@ launch::ChildSpec MakeChild(const std::string& command, const std::vector<std::s
   return child;
 }
 
-// The arguments without the API keys that a person may have put among them.
-Arguments WithoutKeys(const Arguments& arguments) {
+// The arguments that children are to have as they are: without API keys that a person may have put
+// among them, and without the device, which is settled.
+Arguments ForChildren(const Arguments& arguments) {
   Arguments kept;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string& argument = arguments[i];
     const std::string name = argument.substr(0, argument.find('='));
-    if (name != "--api-key" && name != "--api_key") {
+    if (name != "--api-key" && name != "--api_key" && name != "--device") {
       kept.push_back(argument);
     } else if (name == argument) {
       ++i;  // its value is the next one
@@ -81,7 +84,8 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
                                             const Arguments& arguments, const Meeting& meeting) {
   const int32_t world = config.tensor_parallel_size * config.pipeline_parallel_size;
   const bool alone = env.world_size == 1 && world > 1;
-  const Arguments kept = WithoutKeys(arguments);
+  Arguments kept = ForChildren(arguments);
+  kept.insert(kept.begin(), {"--device", config.device});
   std::vector<launch::ChildSpec> children;
   if (env.rank == 0) {
     children.push_back(MakeChild("coordinator",
@@ -105,12 +109,35 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
   return children;
 }
 
-absl::Status Serve(const Arguments& arguments, const ServeConfig& config) {
+absl::Status SaveCheckpoint(const ServeConfig& config) {
+  ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(config.model));
+  weights::SaveOptions options;
+  options.seed = config.seed;
+  int64_t reported = 0;
+  options.progress = [&](int64_t done, int64_t total) {
+    constexpr int64_t kStep = int64_t{1} << 30;
+    if (done < total && done - reported < kStep) return;
+    reported = done;
+    LogInfo("saving: {:.1f} of {:.1f} GiB", double(done) / 0x1p30, double(total) / 0x1p30);
+  };
+  RETURN_IF_ERROR(
+      weights::SaveDummyCheckpoint(spec, config.model, config.save_checkpoint, options));
+  LogInfo("saved: the dummy model of {} with seed {} is in {}", config.model, config.seed,
+          config.save_checkpoint);
+  return absl::OkStatus();
+}
+
+absl::Status Serve(const Arguments& arguments, ServeConfig config) {
   ASSIGN_OR_RETURN(const launch::LaunchEnv env,
                    launch::ReadLaunchEnv(config.launch, launch::ProcessEnvironment()));
   SetLogName(env.launched() ? fmt::format("agent {}", env.rank) : "agent");
   RETURN_IF_ERROR(CheckWorld(config, env));
+  if (!config.save_checkpoint.empty()) {
+    return env.rank == 0 ? SaveCheckpoint(config) : absl::OkStatus();
+  }
+  RETURN_IF_ERROR(SettleDevice(config));
   RETURN_IF_ERROR(CheckModel(config));
+  RETURN_IF_ERROR(CheckDevice(config));
   ASSIGN_OR_RETURN(const Meeting meeting, ArrangeMeeting(config, env));
   launch::AgentOptions options;
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);

@@ -11,11 +11,14 @@
 
 #include "deploy/cli/build_info.h"
 #include "deploy/cli/commands.h"
+#include "deploy/cli/device_choice.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
 #include "parallel/launch/host_address.h"
+#include "worker/backend/cuda/gpu_choice.h"
+#include "worker/backend/cuda/plugin.h"
 #include "worker/run/worker_service.h"
 
 namespace polyreme::cli {
@@ -48,6 +51,38 @@ absl::StatusOr<std::string> ListenAddress(const ServeConfig& config,
   return launch::OwnAddressTowards(coordinator.substr(0, coordinator.rfind(':')));
 }
 
+backend::AttentionChoice ChoiceOf(const std::string& attention) {
+  if (attention == "own") return backend::AttentionChoice::kOwn;
+  if (attention == "flashinfer") return backend::AttentionChoice::kFlashInfer;
+  return backend::AttentionChoice::kAuto;
+}
+
+// What a rank with a GPU needs to know besides what all ranks do.
+absl::Status SetGpuOptions(const ServeConfig& config, const plan::ModelSpec& spec,
+                           run::WorkerOptions& options) {
+  ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
+  ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
+  const int32_t local_size = options.ranks_on_host;
+  const auto num_gpus = static_cast<int32_t>(system.gpus.size());
+  ASSIGN_OR_RETURN(const int32_t index,
+                   cuda::ChooseGpu(config.launch.local_rank.value_or(0), local_size, system.gpus,
+                                   config.allow_shared_gpu));
+  const auto gpu = std::find_if(system.gpus.begin(), system.gpus.end(),
+                                [&](const auto& candidate) { return candidate.index == index; });
+  CHECK(gpu != system.gpus.end(), "GPU {} was not described", index);
+  options.identity.device = cuda::GpuIdentity(options.identity.host, *gpu);
+  if (config.allow_shared_gpu) options.ranks_on_device = (local_size + num_gpus - 1) / num_gpus;
+  ASSIGN_OR_RETURN(options.backend_options.dtype, ResolveDtype(config, spec));
+  options.plan.kv_dtype = options.backend_options.dtype;
+  options.backend_options.device_index = index;
+  options.backend_options.enforce_eager = config.enforce_eager;
+  options.backend_options.cache_directory = CacheDirectory();
+  options.backend_options.attention = ChoiceOf(config.attention_backend);
+  options.memory_utilization = config.gpu_memory_utilization;
+  options.head_chunk_samples = 256;  // wide enough that a decode step's logits are one product
+  return absl::OkStatus();
+}
+
 absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) {
   if (!config.launch.rank.has_value()) {
     return InvalidArgument("polyreme worker needs --rank; it is started by polyreme serve");
@@ -58,6 +93,9 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(config.model));
   run::WorkerOptions options;
   options.model_directory = config.model;
+  ASSIGN_OR_RETURN(options.load_format, ResolveLoadFormat(config));
+  options.seed = config.seed;
+  options.backend = config.device;
   options.topology = topology;
   options.plan.layers_per_stage = config.pipeline_layers;
   options.plan.tokens_per_block = config.block_size;
@@ -76,6 +114,7 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   options.identity.pid = getpid();
   options.identity.build_id = BuildId();
   options.identity.settings = SharedSettings(config);
+  if (config.device == "cuda") RETURN_IF_ERROR(SetGpuOptions(config, spec, options));
   options.coordinator = config.coordinator;
   ASSIGN_OR_RETURN(options.job_token, FindJobToken(config));
   if (!config.meeting_file.empty()) {
@@ -106,8 +145,11 @@ int RunWorker(const Arguments& arguments) {
   }
   SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank)
                                             : "worker");
-  absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
-  const absl::Status status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();
+  absl::Status status = SettleDevice(config);
+  if (status.ok()) {
+    absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
+    status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();
+  }
   if (status.ok()) return 0;
   // Cancelled: another process ended the launch and has said why.
   if (!absl::IsCancelled(status)) LogError("{}", Message(status));

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <sstream>
 
+#include "absl/strings/numbers.h"
+
 namespace polyreme::cli {
 namespace {
 
@@ -20,6 +22,22 @@ FlagSet::Setter SetOptionalInt(std::optional<int32_t>* target, int32_t min) {
   };
 }
 
+FlagSet::Setter SetFraction(double* target) {
+  return [=](const std::string& text) -> absl::Status {
+    if (!absl::SimpleAtod(text, target) || !(*target > 0 && *target <= 1)) {
+      return InvalidArgument("expected a number above 0 and at most 1, got '{:.40}'", text);
+    }
+    return absl::OkStatus();
+  };
+}
+
+FlagSet::Setter SetSeed(uint64_t* target) {
+  return [=](const std::string& text) -> absl::Status {
+    if (absl::SimpleAtoi(text, target)) return absl::OkStatus();
+    return InvalidArgument("expected an integer from 0 to 2^64 - 1, got '{:.40}'", text);
+  };
+}
+
 void AddModelFlags(FlagSet& flags, ServeConfig& c) {
   flags.Section("Model");
   flags.Add({"--model"}, "DIR", "a Hugging Face directory (or the first argument)",
@@ -30,9 +48,18 @@ void AddModelFlags(FlagSet& flags, ServeConfig& c) {
             SetString(&c.tokenizer));
   flags.Add({"--chat-template"}, "FILE", "a Jinja chat template instead of the checkpoint's",
             SetString(&c.chat_template));
-  flags.Add({"--dtype"}, "TYPE",
-            "auto or float32 (on CPU arithmetic is float32 whatever is stored)",
-            SetOneOf(&c.dtype, {"auto", "float32"}));
+  flags.Add(
+      {"--dtype"}, "TYPE",
+      "auto (the checkpoint's own), bfloat16, float16 or float32, of arithmetic and cache on a "
+      "GPU; on CPU both are float32 whatever is stored",
+      SetOneOf(&c.dtype, {"auto", "bfloat16", "float16", "float32"}));
+  flags.Add({"--load-format"}, "FORMAT",
+            "auto, safetensors, or dummy: random weights of config.json's sizes, no files",
+            SetOneOf(&c.load_format, {"auto", "safetensors", "dummy"}));
+  flags.Add({"--seed"}, "N", "of a dummy model's weights (default 0)", SetSeed(&c.seed));
+  flags.Add({"--save-checkpoint"}, "DIR",
+            "write the dummy model to DIR as a checkpoint, and end without serving",
+            SetString(&c.save_checkpoint));
   flags.Add({"--max-model-len", "--context-length", "--max-seq-len"}, "N",
             "prompt and output tokens of one sequence (default: the model's)",
             SetInt(&c.max_model_len, 1, limits::kMaxPositions));
@@ -48,7 +75,11 @@ void AddLayoutFlags(FlagSet& flags, ServeConfig& c) {
             SetInt(&c.pipeline_parallel_size, 1, limits::kMaxStages));
   flags.Add({"--pipeline-layers"}, "N,N,...", "layers of each stage (default: dealt by bytes)",
             SetIntList(&c.pipeline_layers));
-  flags.Add({"--device"}, "DEVICE", "auto or cpu", SetOneOf(&c.device, {"auto", "cpu"}));
+  flags.Add({"--device"}, "DEVICE",
+            "auto (cuda where a GPU and its plugin are there, else cpu), cpu or cuda",
+            SetOneOf(&c.device, {"auto", "cpu", "cuda"}));
+  flags.Add({"--allow-shared-gpu"}, "", "let several ranks compute on one GPU",
+            SetFlag(&c.allow_shared_gpu));
   flags.Add({"--transport"}, "KIND", "between ranks: auto, shm (one host) or tcp",
             SetOneOf(&c.transport, {"auto", "shm", "tcp"}));
   flags.Add({"--cpu-threads"}, "N", "threads of one rank (default: cores / ranks of the host)",
@@ -59,17 +90,26 @@ void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
   flags.Section("Cache and steps");
   flags.Add({"--block-size", "--page-size"}, "N", "tokens per cache block (default 16)",
             SetInt(&c.block_size, 1, limits::kMaxTokensPerBlock));
-  flags.Add({"--kv-cache-memory-bytes"}, "BYTES",
-            "cache of one rank, e.g. 4G (default: a quarter of free memory)",
-            SetBytes(&c.kv_cache_memory_bytes));
+  flags.Add(
+      {"--kv-cache-memory-bytes"}, "BYTES",
+      "cache of one rank, e.g. 4G (default: on a GPU what --gpu-memory-utilization leaves, on "
+      "CPU a quarter of free memory)",
+      SetBytes(&c.kv_cache_memory_bytes));
+  flags.Add({"--gpu-memory-utilization", "--mem-fraction-static"}, "PART",
+            "of a GPU's memory, for weights, steps and cache together (default 0.92)",
+            SetFraction(&c.gpu_memory_utilization));
   flags.Add({"--num-gpu-blocks-override", "--num-blocks"}, "N",
             "cache blocks, whatever memory says", SetInt(&c.num_blocks, 1, limits::kMaxBlocks));
   flags.Add({"--max-num-seqs", "--max-running-requests", "--max-batch-size", "--parallel"}, "N",
             "sequences running at once (default 256)",
             SetInt(&c.max_num_seqs, 1, limits::kMaxSequences));
   flags.Add({"--max-num-batched-tokens", "--chunked-prefill-size", "--max-num-tokens"}, "N",
-            "tokens of one step (default 512)",
+            "tokens of one step (default: 8192 on a GPU, 512 on CPU)",
             SetInt(&c.max_num_batched_tokens, 1, limits::kMaxStepTokens));
+  flags.Add({"--attention-backend"}, "NAME", "on a GPU: auto, flashinfer or own",
+            SetOneOf(&c.attention_backend, {"auto", "flashinfer", "own"}));
+  flags.Add({"--enforce-eager"}, "", "on a GPU: record no steps, launch each kernel anew",
+            SetFlag(&c.enforce_eager));
 }
 
 void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
@@ -160,6 +200,9 @@ absl::Status ParseServeArguments(const std::vector<std::string>& arguments, Flag
         "--tensor-parallel-size {} x --pipeline-parallel-size {} is more than {} ranks",
         config.tensor_parallel_size, config.pipeline_parallel_size, limits::kMaxRanks);
   }
+  if (!config.save_checkpoint.empty() && config.load_format != "dummy") {
+    return InvalidArgument("--save-checkpoint writes a dummy model: give --load-format dummy");
+  }
   // One key a line, so that the agent can hand several to its children out of sight of `ps`.
   std::istringstream keys(launch::ProcessEnvironment()(kApiKeyVariable).value_or(""));
   for (std::string key; std::getline(keys, key);) {
@@ -178,10 +221,39 @@ std::string SharedSettings(const ServeConfig& c) {
   return fmt::format(
       "tensor_parallel_size={}\npipeline_parallel_size={}\npipeline_layers={}\ndtype={}\n"
       "max_model_len={}\nblock_size={}\nnum_blocks={}\nmax_num_seqs={}\nmax_num_batched_tokens={}\n"
-      "device={}\ntransport={}\n",
+      "device={}\ntransport={}\nload_format={}\nseed={}\nattention_backend={}\nenforce_eager={}\n",
       c.tensor_parallel_size, c.pipeline_parallel_size, fmt::join(c.pipeline_layers, ","), c.dtype,
       c.max_model_len, c.block_size, c.num_blocks, c.max_num_seqs, c.max_num_batched_tokens,
-      c.device, c.transport);
+      c.device, c.transport, c.load_format, c.seed, c.attention_backend, c.enforce_eager);
+}
+
+void SetDeviceDefaults(ServeConfig& config) {
+  CHECK(config.device != "auto", "the device is not settled");
+  constexpr int32_t kStepTokensOnGpu = 8192;
+  // Short enough that decoding sequences do not wait long for a prompt.
+  constexpr int32_t kStepTokensOnCpu = 512;
+  if (config.max_num_batched_tokens == 0) {
+    config.max_num_batched_tokens = config.device == "cpu" ? kStepTokensOnCpu : kStepTokensOnGpu;
+  }
+}
+
+absl::StatusOr<DType> ResolveDtype(const ServeConfig& config, const plan::ModelSpec& spec) {
+  if (config.device == "cpu") {
+    if (config.dtype == "auto" || config.dtype == "float32") return DType::kF32;
+    return InvalidArgument(
+        "--dtype {} needs a GPU: on CPU arithmetic and cache are float32, whatever the checkpoint "
+        "is stored in",
+        config.dtype);
+  }
+  if (config.dtype == "bfloat16") return DType::kBF16;
+  if (config.dtype == "float16") return DType::kF16;
+  if (config.dtype == "float32") return DType::kF32;
+  return spec.dtype;
+}
+
+absl::StatusOr<weights::LoadFormat> ResolveLoadFormat(const ServeConfig& config) {
+  return weights::ParseLoadFormat(config.load_format == "auto" ? "safetensors"
+                                                               : config.load_format);
 }
 
 absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec) {
@@ -205,6 +277,7 @@ absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan
 
 absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config,
                                                 const plan::ModelSpec& spec, int32_t num_blocks) {
+  CHECK(config.max_num_batched_tokens > 0, "the device's defaults are not set");
   step::StepLimits limits;
   // A slot that ends in one plan can be given away in the next, so running sequences are all there
   // are.

@@ -13,6 +13,7 @@
 #include "parallel/launch/launch_env.h"
 #include "parallel/plan/model_spec.h"
 #include "parallel/step/step_plan.h"
+#include "worker/weights/tensor_source.h"
 
 namespace polyreme::cli {
 
@@ -23,15 +24,19 @@ struct ServeConfig {
   std::string model;                      // a Hugging Face directory
   std::vector<std::string> served_names;  // empty: the directory's name
   std::string dtype = "auto";
-  int32_t max_model_len = 0;  // 0: the model's own
-  std::string chat_template;  // a file; empty: the checkpoint's
-  std::string tokenizer;      // a directory; empty: the model's
+  std::string load_format = "auto";
+  uint64_t seed = 0;            // of a dummy model's weights
+  std::string save_checkpoint;  // a directory to write the dummy model to, instead of serving it
+  int32_t max_model_len = 0;    // 0: the model's own
+  std::string chat_template;    // a file; empty: the checkpoint's
+  std::string tokenizer;        // a directory; empty: the model's
 
   // Layout.
   int32_t tensor_parallel_size = 1;
   int32_t pipeline_parallel_size = 1;
   std::vector<int64_t> pipeline_layers;  // by hand
-  std::string device = "auto";
+  std::string device = "auto";           // settled by SettleDevice
+  bool allow_shared_gpu = false;
   std::string transport = "auto";  // shm, tcp
   int32_t cpu_threads = 0;         // of one rank; 0: the host's cores shared by its ranks
 
@@ -40,7 +45,10 @@ struct ServeConfig {
   int64_t kv_cache_memory_bytes = 0;  // of one rank; 0: chosen
   int32_t num_blocks = 0;             // 0: from the memory
   int32_t max_num_seqs = 256;
-  int32_t max_num_batched_tokens = 512;
+  int32_t max_num_batched_tokens = 0;  // 0: by the device, see SettleDevice
+  double gpu_memory_utilization = 0.92;
+  std::string attention_backend = "auto";
+  bool enforce_eager = false;
 
   // Launch.
   launch::LaunchFlags launch;
@@ -72,6 +80,12 @@ absl::Status ParseServeArguments(const std::vector<std::string>& arguments, Flag
 // rank can be told what differs.
 std::string SharedSettings(const ServeConfig& config);
 
+// Settles what follows from the device, once --device is "cpu" or "cuda" (device_choice.h).
+void SetDeviceDefaults(ServeConfig& config);
+// Type of activations, weights and cache on the device that is settled. InvalidArgument: the CPU
+// has float32 only.
+absl::StatusOr<DType> ResolveDtype(const ServeConfig& config, const plan::ModelSpec& spec);
+absl::StatusOr<weights::LoadFormat> ResolveLoadFormat(const ServeConfig& config);
 // The context length to serve: the flag's or the model's. InvalidArgument if the flag asks for more
 // than the model has.
 absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan::ModelSpec& spec);

@@ -1,5 +1,6 @@
 // Padded and recorded steps: the same tokens as without, on each layout, by work that is the same
 // in each step of a size; and the memory that a runner says it takes.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <thread>
@@ -283,6 +284,32 @@ TEST_P(RecordingTest, ARunnerTakesWhatItsNumbersSay) {
       }
     }
   }
+}
+
+TEST(CacheBudget, IsWhatIsLeftOfTheAllowedPart) {
+  constexpr int64_t kGibibyte = int64_t{1} << 30;
+  CacheShare share;
+  share.total_bytes = 100 * kGibibyte;
+  share.free_bytes = 60 * kGibibyte;
+  share.weight_bytes = 39 * kGibibyte;
+  share.step.arena_bytes = 2 * kGibibyte;
+  share.utilization = 0.9;
+  share.sequence_bytes = kGibibyte;
+  share.max_model_len = 4096;
+  const auto alone = CacheBudget(share);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_LT(*alone, 48 * kGibibyte);  // 90 - 40 - 2, and what recordings take
+  EXPECT_GT(*alone, 47 * kGibibyte);
+  share.world_size = 2;
+  EXPECT_LT(*CacheBudget(share), *alone);  // and communicators
+  share.ranks_on_device = 2;               // 45 - 39 - 2, and a process
+  EXPECT_LT(*CacheBudget(share), 4 * kGibibyte);
+  EXPECT_GT(*CacheBudget(share), 2 * kGibibyte);
+  share.sequence_bytes = 5 * kGibibyte;
+  const absl::Status refused = CacheBudget(share).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(refused), ::testing::HasSubstr("needs a cache of 5.00 GiB, but only 2."));
+  EXPECT_THAT(Message(refused), ::testing::HasSubstr("--max-model-len"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, RecordingTest,

@@ -64,6 +64,7 @@ class ClusterClient::Impl {
     request.set_build_id(info.build_id);
     request.set_config(info.settings);
     request.set_checkpoint(info.checkpoint);
+    request.set_device(info.device);
     request.set_challenge(launch::MakeJobToken());
     pb::JoinReply reply;
     const absl::Status status = FromGrpc(stub_->Join(&context, request, &reply));
@@ -191,10 +192,15 @@ absl::Status ClusterClient::SendLoaded(int64_t weight_bytes, int64_t kv_bytes_pe
 
 absl::Status ClusterClient::SendReady(const MemoryReport& memory) {
   pb::WorkerMessage message;
-  message.mutable_ready()->set_weight_bytes(memory.weight_bytes);
-  message.mutable_ready()->set_kv_bytes(memory.kv_bytes);
-  message.mutable_ready()->set_scratch_bytes(memory.scratch_bytes);
-  message.mutable_ready()->set_communicator_bytes(memory.communicator_bytes);
+  pb::Ready& ready = *message.mutable_ready();
+  ready.set_weight_bytes(memory.weight_bytes);
+  ready.set_kv_bytes(memory.kv_bytes);
+  ready.set_step_bytes(memory.step_bytes);
+  ready.set_communicator_bytes(memory.communicator_bytes);
+  ready.set_recording_bytes(memory.recording_bytes);
+  ready.set_free_bytes(memory.free_bytes);
+  ready.set_num_recorded(memory.num_recorded);
+  ready.set_recording_seconds(absl::ToDoubleSeconds(memory.recording_time));
   return impl_->Send(message);
 }
 

@@ -25,13 +25,18 @@ struct JoinInfo {
   std::string build_id;
   std::string settings;
   std::string checkpoint;
+  std::string device;  // "host/bus id": no other rank may have it; empty: one that may be shared
 };
 
 struct MemoryReport {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;
-  int64_t scratch_bytes = 0;
+  int64_t step_bytes = 0;
   int64_t communicator_bytes = 0;
+  int64_t recording_bytes = 0;
+  int64_t free_bytes = 0;
+  int32_t num_recorded = 0;
+  absl::Duration recording_time;
 };
 
 // What the coordinator says.

@@ -13,6 +13,20 @@
 namespace polyreme::run {
 namespace {
 
+constexpr int64_t kMebibyte = int64_t{1} << 20;
+// Recordings of all row counts over 80 layers (tens of thousands of nodes), and the kernels that
+// libraries load when they are first used.
+constexpr int64_t kRecordingReserve = 400 * kMebibyte;
+// NCCL's channels, proxies and registered windows of a tensor group and a pipeline column.
+constexpr int64_t kCommunicatorReserve = 600 * kMebibyte;
+// A process of its own on the device (context, code), where several share it and what is in use
+// cannot be told apart.
+constexpr int64_t kProcessReserve = 600 * kMebibyte;
+
+double Gibibytes(int64_t bytes) {
+  return static_cast<double>(bytes) / 0x1p30;
+}
+
 // Gives buffers that have sizes and no memory, and adds the sizes up.
 class CountingDevice final : public Device {
  public:
@@ -77,6 +91,27 @@ ops::Workload WorkloadOf(const StepShape& shape) {
   workload.heads = model::HeadsOf(shape.spec, shape.shard);
   workload.kv_dtype = shape.kv_dtype;
   return workload;
+}
+
+absl::StatusOr<int64_t> CacheBudget(const CacheShare& share) {
+  const auto allowed =
+      static_cast<int64_t>(share.utilization * static_cast<double>(share.total_bytes)) /
+      share.ranks_on_device;
+  const int64_t used = share.ranks_on_device > 1 ? share.weight_bytes + kProcessReserve
+                                                 : share.total_bytes - share.free_bytes;
+  const int64_t reserve = kRecordingReserve + (share.world_size > 1 ? kCommunicatorReserve : 0);
+  const int64_t left = allowed - used - share.step.device_bytes() - reserve;
+  if (left >= share.sequence_bytes) return left;
+  return ResourceExhausted(
+      "one sequence of {} tokens needs a cache of {:.2f} GiB, but only {:.2f} GiB are left of the "
+      "{:.1f} GiB that --gpu-memory-utilization {:.2f} allows here: {:.2f} GiB are in use (weights "
+      "{:.2f} GiB), a step takes {:.2f} GiB, communicators and recordings {:.2f} GiB. Give a "
+      "smaller "
+      "--max-model-len, --max-num-seqs or --max-num-batched-tokens, more GPUs "
+      "(--tensor-parallel-size, --pipeline-parallel-size), or a larger --gpu-memory-utilization",
+      share.max_model_len, Gibibytes(share.sequence_bytes), Gibibytes(std::max<int64_t>(0, left)),
+      Gibibytes(allowed), share.utilization, Gibibytes(used), Gibibytes(share.weight_bytes),
+      Gibibytes(share.step.device_bytes()), Gibibytes(reserve));
 }
 
 StepMemory StepMemoryOf(const StepShape& shape, int64_t workspace_bytes) {

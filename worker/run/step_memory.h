@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "parallel/base/status.h"
 #include "parallel/plan/model_spec.h"
 #include "parallel/plan/shard_plan.h"
 #include "parallel/step/step_plan.h"
@@ -44,5 +45,22 @@ struct StepMemory {
 ops::Workload WorkloadOf(const StepShape& shape);
 // workspace_bytes: ops::Ops::WorkspaceBytes(WorkloadOf(shape)).
 StepMemory StepMemoryOf(const StepShape& shape, int64_t workspace_bytes);
+
+// How much of a device's memory one rank may give to its cache, once its weights are there.
+struct CacheShare {
+  int64_t total_bytes = 0;  // of the device
+  int64_t free_bytes = 0;   // now
+  int64_t weight_bytes = 0;
+  StepMemory step;
+  double utilization = 0;       // the part of the whole that this cluster may use
+  int32_t ranks_on_device = 1;  // more than one divide it evenly
+  int32_t world_size = 1;
+  // Of the cache: one sequence of the full context, which is the least that can serve.
+  int64_t sequence_bytes = 0;
+  int32_t max_model_len = 0;  // for the message
+};
+// What is left after all that is still to come: the step's memory, communicators, recordings.
+// ResourceExhausted says by how much it is too little and what to change.
+absl::StatusOr<int64_t> CacheBudget(const CacheShare& share);
 
 }  // namespace polyreme::run

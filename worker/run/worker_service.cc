@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -14,7 +15,7 @@
 #include "worker/kv/kv_cache.h"
 #include "worker/run/model_runner.h"
 #include "worker/run/step_loop.h"
-#include "worker/weights/checkpoint.h"
+#include "worker/run/step_memory.h"
 #include "worker/weights/shard_loader.h"
 
 namespace polyreme::run {
@@ -33,29 +34,62 @@ kv::KvLayout LayoutOf(const plan::Shard& shard, const plan::ModelSpec& spec,
                       spec.head_dim, options.plan.kv_dtype};
 }
 
-int64_t KvBudget(const WorkerOptions& options, const Device& device) {
+absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const weights::ShardWeights& weights,
+                                 backend::Backend& backend) {
   if (options.kv_bytes_budget > 0) return options.kv_bytes_budget;
-  // A quarter leaves room for the system, the page cache of the checkpoint, and other programs.
-  return device.FreeBytes() / 4 / std::max(1, options.ranks_on_host);
+  const Device& device = backend.device();
+  if (options.memory_utilization <= 0) {
+    // A quarter leaves room for the system, the page cache of the checkpoint, and other programs.
+    return device.FreeBytes() / 4 / std::max(1, options.ranks_on_host);
+  }
+  if (options.limits.num_blocks > 0) return 0;  // by hand, whatever memory says
+  const StepShape shape{.spec = weights.spec,
+                        .shard = weights.shard,
+                        .shards = options.topology.shards(),
+                        .limits = options.limits,
+                        .activations = backend.ops().activation_dtype(),
+                        .kv_dtype = options.plan.kv_dtype,
+                        .head_chunk_samples = options.head_chunk_samples};
+  const step::StepLimits& limits = options.limits;
+  const int64_t blocks =
+      (limits.max_model_len + limits.tokens_per_block - 1) / limits.tokens_per_block;
+  CacheShare share;
+  share.total_bytes = device.TotalBytes();
+  share.free_bytes = device.FreeBytes();
+  share.weight_bytes = weights.total_bytes();
+  share.step = StepMemoryOf(shape, backend.ops().WorkspaceBytes(WorkloadOf(shape)));
+  share.utilization = options.memory_utilization;
+  share.ranks_on_device = options.ranks_on_device;
+  share.world_size = options.topology.world_size();
+  share.sequence_bytes = blocks * LayoutOf(weights.shard, weights.spec, options).bytes_per_block();
+  share.max_model_len = limits.max_model_len;
+  return CacheBudget(share);
 }
 
 class Worker {
  public:
   Worker(WorkerOptions options, plan::ModelSpec spec, plan::ShardPlan plan,
-         weights::Checkpoint checkpoint)
+         std::unique_ptr<weights::TensorSource> source)
       : options_(std::move(options)),
         spec_(std::move(spec)),
         plan_(std::move(plan)),
-        checkpoint_(std::move(checkpoint)),
+        source_(std::move(source)),
         client_(options_.coordinator, options_.job_token) {}
-  ~Worker() { EndLoading(); }
+  ~Worker() {
+    EndLoading();
+    EndEpoch();
+  }
 
   absl::Status Run();
 
  private:
   absl::Status Load();
   absl::Status ReadOrders();
+  absl::Status OnStart(const StartOrder& order);
+  absl::Status Submit(step::StepPlan plan);
   absl::Status Start(const StartOrder& order);
+  absl::Status JoinGroup(Epoch epoch);
+  MemoryReport Report() const;
   void Answer(absl::StatusOr<step::StepResult> result);
   void EndLoading();
   void EndEpoch();
@@ -63,21 +97,27 @@ class Worker {
   const WorkerOptions options_;
   const plan::ModelSpec spec_;
   const plan::ShardPlan plan_;
-  const weights::Checkpoint checkpoint_;
+  const std::unique_ptr<weights::TensorSource> source_;
   ClusterClient client_;
 
   std::thread loader_;
   std::atomic<bool> stopping_ = false;
+  std::atomic<bool> loaded_ = false;
   Shard shard_;  // the loader's until it is joined
-  // One epoch, each over those before it.
-  std::unique_ptr<comm::ProcessGroup> group_;
+  // One epoch, each over those before it: made by the starter, ended by the reader of orders once
+  // the starter is joined. Meanwhile the reader touches only what the mutex guards: it aborts the
+  // group under a starter that waits for peers in it.
+  std::thread starter_;
+  int64_t communicator_bytes_ = 0;
+  std::mutex mutex_;
+  std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
   std::unique_ptr<ModelRunner> runner_;
-  std::unique_ptr<StepLoop> loop_;
+  std::unique_ptr<StepLoop> loop_;  // set under mutex_
 };
 
 absl::Status Worker::Run() {
   JoinInfo identity = options_.identity;
-  identity.checkpoint = checkpoint_.fingerprint();
+  identity.checkpoint = source_->fingerprint();
   RETURN_IF_ERROR(client_.Join(identity, MonotonicNow() + options_.join_timeout).status());
   RETURN_IF_ERROR(client_.Attach(identity.rank));
   // Orders are read meanwhile, so that a stop is heard.
@@ -100,16 +140,30 @@ absl::Status Worker::ReadOrders() {
     if (const auto* stop = std::get_if<StopOrder>(&order)) {
       return stop->why.ok() ? absl::OkStatus() : Annotate(stop->why, "the launch ended");
     }
-    absl::Status status;
-    if (const auto* start = std::get_if<StartOrder>(&order)) {
-      status = Start(*start);
-    } else if (loop_ == nullptr) {
-      status = FailedPrecondition("a step came before the start order");
-    } else {
-      status = loop_->Submit(std::get<step::StepPlan>(std::move(order)));
-    }
+    const auto* const start = std::get_if<StartOrder>(&order);
+    const absl::Status status =
+        start != nullptr ? OnStart(*start) : Submit(std::get<step::StepPlan>(std::move(order)));
     if (!status.ok()) client_.SendFailed(status).IgnoreError();
   }
+}
+
+// Starting takes a while and waits for peers; orders are read meanwhile, so that a stop is heard.
+absl::Status Worker::OnStart(const StartOrder& order) {
+  if (starter_.joinable() || !loaded_) {
+    return FailedPrecondition("a start order came out of turn");
+  }
+  starter_ = std::thread([this, order] {
+    const absl::Status status = Start(order);
+    if (status.ok() || stopping_) return;
+    client_.SendFailed(status).IgnoreError();
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Submit(step::StepPlan plan) {
+  const std::lock_guard lock(mutex_);
+  if (loop_ == nullptr) return FailedPrecondition("a step came before the start order");
+  return loop_->Submit(std::move(plan));
 }
 
 absl::Status Worker::Load() {
@@ -126,26 +180,39 @@ absl::Status Worker::Load() {
   };
   load.cancelled = [&] { return stopping_.load(); };
   ASSIGN_OR_RETURN(shard_.weights,
-                   weights::LoadShard(checkpoint_, spec_, plan_, load, shard_.backend->packer()));
+                   weights::LoadShard(*source_, spec_, plan_, load, shard_.backend->packer()));
   const kv::KvLayout layout = LayoutOf(shard_.weights.shard, spec_, options_);
-  return client_.SendLoaded(shard_.weights.total_bytes(), layout.bytes_per_block(),
-                            KvBudget(options_, shard_.backend->device()));
+  ASSIGN_OR_RETURN(const int64_t budget, KvBudget(options_, shard_.weights, *shard_.backend));
+  loaded_ = true;
+  return client_.SendLoaded(shard_.weights.total_bytes(), layout.bytes_per_block(), budget);
 }
 
-absl::Status Worker::Start(const StartOrder& order) {
-  if (loop_ != nullptr || shard_.weights.layers.empty()) {
-    return FailedPrecondition("a start order came out of turn");
-  }
-  loader_.join();
+absl::Status Worker::JoinGroup(Epoch epoch) {
   comm::ProcessGroup::Options join;
-  join.kind = options_.transport;
+  join.nccl = shard_.backend->communicators();
+  join.kind = join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : options_.transport;
   join.self = options_.identity.rank;
-  join.epoch = order.epoch;
+  join.epoch = epoch;
   join.deadline = MonotonicNow() + limits::kJoinGroupPatience;
   join.job_token = options_.job_token;
   join.host_identity = options_.host_identity;
   join.listen_address = options_.listen_address;
-  ASSIGN_OR_RETURN(group_, comm::ProcessGroup::Join(options_.topology, client_, join));
+  const int64_t free_before = shard_.backend->device().FreeBytes();
+  ASSIGN_OR_RETURN(std::unique_ptr<comm::ProcessGroup> group,
+                   comm::ProcessGroup::Join(options_.topology, client_, join));
+  // Only a device's own communicators take of its memory.
+  if (join.nccl != nullptr) {
+    communicator_bytes_ = std::max<int64_t>(0, free_before - shard_.backend->device().FreeBytes());
+  }
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return Cancelled("the worker is stopping");
+  group_ = std::move(group);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Start(const StartOrder& order) {
+  loader_.join();
+  RETURN_IF_ERROR(JoinGroup(order.epoch));
   ASSIGN_OR_RETURN(shard_.cache, kv::KvCache::Make(shard_.backend->device(),
                                                    LayoutOf(shard_.weights.shard, spec_, options_),
                                                    order.num_blocks));
@@ -153,17 +220,32 @@ absl::Status Worker::Start(const StartOrder& order) {
                                  .weights = &shard_.weights,
                                  .cache = &*shard_.cache,
                                  .group = group_.get()};
-  ModelRunner::Options runner_options{.limits = options_.limits, .epoch = order.epoch};
+  ModelRunner::Options runner_options{.limits = options_.limits,
+                                      .epoch = order.epoch,
+                                      .head_chunk_samples = options_.head_chunk_samples};
   runner_options.limits.num_blocks = order.num_blocks;
   ASSIGN_OR_RETURN(runner_, ModelRunner::Make(parts, runner_options));
-  loop_ = std::make_unique<StepLoop>(
-      *runner_, options_.limits.max_steps_in_flight,
-      [this](absl::StatusOr<step::StepResult> result) { Answer(std::move(result)); });
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return Cancelled("the worker is stopping");
+    loop_ = std::make_unique<StepLoop>(
+        *runner_, options_.limits.max_steps_in_flight,
+        [this](absl::StatusOr<step::StepResult> result) { Answer(std::move(result)); });
+  }
+  return client_.SendReady(Report());
+}
+
+MemoryReport Worker::Report() const {
   MemoryReport memory;
   memory.weight_bytes = shard_.weights.total_bytes();
   memory.kv_bytes = shard_.cache->bytes();
-  memory.scratch_bytes = runner_->scratch_bytes();
-  return client_.SendReady(memory);
+  memory.step_bytes = runner_->memory().device_bytes();
+  memory.communicator_bytes = communicator_bytes_;
+  memory.recording_bytes = runner_->recording().bytes;
+  memory.free_bytes = shard_.backend->device().FreeBytes();
+  memory.num_recorded = runner_->recording().num_recorded;
+  memory.recording_time = runner_->recording().time;
+  return memory;
 }
 
 void Worker::Answer(absl::StatusOr<step::StepResult> result) {
@@ -175,8 +257,14 @@ void Worker::Answer(absl::StatusOr<step::StepResult> result) {
   }
 }
 
+// The starter joins the loader when there is one.
 void Worker::EndLoading() {
   stopping_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    if (group_ != nullptr && loop_ == nullptr) group_->Abort(Cancelled("the worker is stopping"));
+  }
+  if (starter_.joinable()) starter_.join();
   if (loader_.joinable()) loader_.join();
 }
 
@@ -186,7 +274,7 @@ void Worker::EndEpoch() {
     loop_->Join();
   }
   loop_.reset();
-  runner_.reset();
+  const std::unique_ptr<Lane> lane = ModelRunner::End(std::move(runner_));
   group_.reset();
 }
 
@@ -196,9 +284,10 @@ absl::Status RunWorker(WorkerOptions options) {
   ASSIGN_OR_RETURN(plan::ModelSpec spec, plan::ReadModelSpec(options.model_directory));
   ASSIGN_OR_RETURN(plan::ShardPlan plan,
                    plan::ShardPlan::Make(spec, options.topology, options.plan));
-  ASSIGN_OR_RETURN(weights::Checkpoint checkpoint,
-                   weights::Checkpoint::Open(options.model_directory));
-  return Worker(std::move(options), std::move(spec), std::move(plan), std::move(checkpoint)).Run();
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<weights::TensorSource> source,
+      weights::OpenTensorSource(options.model_directory, spec, options.load_format, options.seed));
+  return Worker(std::move(options), std::move(spec), std::move(plan), std::move(source)).Run();
 }
 
 }  // namespace polyreme::run

@@ -13,24 +13,35 @@
 #include "parallel/step/step_plan.h"
 #include "worker/backend/backend.h"
 #include "worker/run/cluster_client.h"
+#include "worker/weights/tensor_source.h"
 
 namespace polyreme::run {
 
 struct WorkerOptions {
   std::string model_directory;
+  weights::LoadFormat load_format = weights::LoadFormat::kSafetensors;
+  uint64_t seed = 0;  // of a dummy model
   plan::Topology topology;
   plan::PlanOptions plan;
-  step::StepLimits limits;  // num_blocks comes with the start order
+  step::StepLimits limits;  // num_blocks comes with the start order, unless it is given by hand
+  int64_t head_chunk_samples = 64;  // ModelRunner::Options
   std::string backend = "cpu";
   backend::BackendOptions backend_options;
-  int64_t kv_bytes_budget = 0;  // 0: a quarter of what is free, shared by the host's ranks
+  // Of the cache; 0: by memory_utilization.
+  int64_t kv_bytes_budget = 0;
+  // The part of the device's memory that this cluster may use, for a device of its own; 0: the
+  // cache gets a quarter of what is free, shared by the host's ranks.
+  double memory_utilization = 0;
   int32_t ranks_on_host = 1;
+  int32_t ranks_on_device = 1;
+  // Unless the backend makes communicators itself.
   comm::ProcessGroup::Kind transport = comm::ProcessGroup::Kind::kAuto;
   std::string listen_address = "127.0.0.1";
   std::string host_identity;  // empty: the machine's own
   std::string coordinator;    // host:port
   std::string job_token;
-  JoinInfo identity;  // rank, host, pid, build, settings; the checkpoint's fingerprint is filled in
+  // Rank, host, pid, build, settings, device; the checkpoint's fingerprint is filled in.
+  JoinInfo identity;
   absl::Duration join_timeout = absl::Seconds(120);
 };
 

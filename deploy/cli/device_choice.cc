@@ -1,0 +1,59 @@
+#include "deploy/cli/device_choice.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "parallel/launch/launch_env.h"
+#include "worker/backend/cuda/plugin.h"
+
+namespace polyreme::cli {
+namespace {
+
+// Whether an NVIDIA driver runs on this host: its control device, its file in /proc, or the door to
+// it from a virtual machine of Windows.
+bool HasDriver() {
+  constexpr const char* kSigns[] = {"/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"};
+  return std::any_of(std::begin(kSigns), std::end(kSigns),
+                     [](const char* path) { return access(path, F_OK) == 0; });
+}
+
+// NotFound: no plugin, or no GPU.
+absl::Status LookForGpu() {
+  ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
+  ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
+  if (system.gpus.empty()) return NotFound("no GPU is visible");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status SettleDevice(ServeConfig& config) {
+  if (config.device == "auto") {
+    const absl::Status found = HasDriver() ? LookForGpu() : NotFound("no driver");
+    if (!found.ok() && !absl::IsNotFound(found)) {
+      return Annotate(found, "--device auto (--device cpu would not look for a GPU)");
+    }
+    config.device = found.ok() ? "cuda" : "cpu";
+  }
+  SetDeviceDefaults(config);
+  return absl::OkStatus();
+}
+
+absl::Status CheckDevice(const ServeConfig& config) {
+  if (config.device == "cpu") return absl::OkStatus();
+  return Annotate(LookForGpu(), "--device cuda");
+}
+
+std::string CacheDirectory() {
+  const launch::Environment environment = launch::ProcessEnvironment();
+  if (const auto cache = environment("XDG_CACHE_HOME"); cache.has_value() && !cache->empty()) {
+    return *cache + "/polyreme";
+  }
+  if (const auto home = environment("HOME"); home.has_value() && !home->empty()) {
+    return *home + "/.cache/polyreme";
+  }
+  return "";
+}
+
+}  // namespace polyreme::cli
