@@ -448,7 +448,7 @@ absl::StatusOr<ProductChoice> TunedProducts::Fastest(Timer& timer, const Missing
   task.repeats = missing.rows() > kManyRows ? 3 : 5;
   ProductChoice best;  // the plain kernel, where nothing else runs
   for (ProductChoice& candidate : Candidates(entry, missing, timer.x())) {
-    task.give_up_above = best.microseconds * 1.3;
+    task.give_up_above = 2 * best.microseconds;  // a first replay may well be slow
     ASSIGN_OR_RETURN(const std::optional<double> microseconds, timer.Time(task, [&](int launch) {
       const void* w = weights[static_cast<size_t>(launch) % weights.size()];
       return RunChoice(timer.stream(), candidate, entry, timer.x(), missing.rows(), w,
