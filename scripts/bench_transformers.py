@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What Transformers does on one GPU with the same shape: random bf16 weights, generate with SDPA.
 
-  bench_transformers.py MODEL    a folder with a config.json
+  bench_transformers.py MODEL [DEVICE [LENGTH]]    MODEL: a folder with a config.json; default: cuda 2048
+
+Decode after prompts of LENGTH tokens; prompts of LENGTH and of four times as many.
 
 Prints a line for each figure: transformers WHAT SIZE ms tokens/s. Decode is the mean over steps after the prompt, prompts are
 the median of three.
@@ -15,7 +17,7 @@ import torch
 import transformers
 
 
-def make_model(folder):
+def make_model(folder, device):
     """The model of config.json, its weights drawn on the GPU."""
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         keys = json.load(file)
@@ -27,50 +29,54 @@ def make_model(folder):
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
-    model = model.to_empty(device="cuda")
+    model = model.to_empty(device=device)
     for name, tensor in model.named_parameters():
         if tensor.dim() == 1:
             tensor.data.fill_(1.0)
         else:
             tensor.data.normal_(0, tensor.shape[-1] ** -0.5)
     # What is computed at construction was left behind with the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to("cuda")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
     return model.eval()
 
 
 def seconds_of(body):
-    torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    wait()
     start = time.monotonic()
     body()
-    torch.cuda.synchronize()
+    wait()
     return time.monotonic() - start
 
 
 def main():
-    model = make_model(sys.argv[1])
+    device = sys.argv[2] if len(sys.argv) > 2 else "cuda"
+    length = int(sys.argv[3]) if len(sys.argv) > 3 else 2048
+    model = make_model(sys.argv[1], device)
     vocabulary = model.config.vocab_size
     torch.manual_seed(1)
 
-    def prompt(batch, length):
-        return torch.randint(3, vocabulary, (batch, length), device="cuda")
+    def prompt(batch, tokens):
+        return torch.randint(3, vocabulary, (batch, tokens), device=device)
 
     def generate(ids, new_tokens):
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
                        do_sample=False, pad_token_id=0)
 
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.cuda.get_device_name(0)}", flush=True)
+    name = torch.cuda.get_device_name(0) if device == "cuda" else device
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {name}", flush=True)
     with torch.inference_mode():
-        generate(prompt(1, 128), 4)
-        for length in (2048, 8192):
-            ids = prompt(1, length)
+        generate(prompt(1, min(length, 128)), 4)
+        for tokens in (length, 4 * length):
+            ids = prompt(1, tokens)
             times = sorted(seconds_of(lambda: generate(ids, 1)) for _ in range(4))
-            print(f"transformers prompt {length} {times[1] * 1e3:.2f} {length / times[1]:.1f}", flush=True)
+            print(f"transformers prompt {tokens} {times[1] * 1e3:.2f} {tokens / times[1]:.1f}", flush=True)
         for batch in (1, 8, 32):
             steps = 32
-            ids = prompt(batch, 2048)
+            ids = prompt(batch, length)
             first = min(seconds_of(lambda: generate(ids, 1)) for _ in range(2))
             step = (seconds_of(lambda: generate(ids, 1 + steps)) - first) / steps
-            print(f"transformers decode {batch}x2048 {step * 1e3:.2f} {batch / step:.1f}", flush=True)
+            print(f"transformers decode {batch}x{length} {step * 1e3:.2f} {batch / step:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ rows() {
       printf "| %s | %s | %.2f ms | %.1f | %.2f ms | %s |\n", layout, what, $(NF-shift-4) / 1000, $(NF-shift-2), $(NF-shift-1) / 1000, share
     }
     /^[0-9]+ requests of / { what = $1 " x (" $4 " + " $6 ")" }
-    /^output / { printf "| %s | offline %s | - | %s | at best %s tokens/s | %s %% |\n", layout, what, $2, $8, $(NF - 1) }
+    /^output / { printf "| %s | offline %s | - | %s | %s tokens/s | %s %% |\n", layout, what, $2, $9, $(NF - 1) }
     /^transformers / { printf "| Transformers | %s %s | %s ms | %s | - | - |\n", $2, $3, $4, $5 }' 
 }
 

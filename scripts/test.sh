@@ -50,7 +50,7 @@ build_and_test_cuda() {
   grep -iE 'flashinfer|cuda' build/cmake.log || true
   local tests=()
   mapfile -t tests < <(grep -v '^#' scripts/gpu_tests.txt)
-  cmake --build build/cuda --target polyreme_cuda polyreme "${tests[@]##*/}"
+  cmake --build build/cuda --target polyreme_cuda "${tests[@]##*/}"
   local test
   for test in "${tests[@]}"; do
     echo "== ${test##*/}"
