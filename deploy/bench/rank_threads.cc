@@ -94,7 +94,8 @@ RankThreads::~RankThreads() {
   std::vector<std::jthread> enders;
   for (RankState& rank : ranks_) {
     enders.emplace_back([&rank] {
-      const std::unique_ptr<Lane> lane = run::ModelRunner::End(std::move(rank.runner));
+      // In this order: a communicator ends only when no recording holds its operations any more.
+      rank.runner.reset();
       rank.group.reset();
     });
   }
