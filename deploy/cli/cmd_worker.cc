@@ -153,7 +153,8 @@ int RunWorker(const Arguments& arguments) {
   if (status.ok()) return 0;
   // Cancelled: another process ended the launch and has said why.
   if (!absl::IsCancelled(status)) LogError("{}", Message(status));
-  return 1;
+  std::fflush(nullptr);
+  _exit(1);  // see run::RunWorker
 }
 
 }  // namespace polyreme::cli

@@ -109,10 +109,7 @@ class RecordingRanks {
   }
   ~RecordingRanks() {
     loops_.clear();
-    for (RankState& rank : ranks) {
-      const std::unique_ptr<Lane> lane = ModelRunner::End(std::move(rank.runner));
-      rank.group.reset();
-    }
+    for (RankState& rank : ranks) rank.runner.reset();
   }
 
   void StartLoops(int32_t max_steps_in_flight) {

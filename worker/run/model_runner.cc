@@ -115,23 +115,10 @@ step::StepPlan ModelRunner::LongestPlan() const {
   return plan;
 }
 
-void ModelRunner::EndSteps() {
+ModelRunner::~ModelRunner() {
   if (lane_ != nullptr && num_enqueued_ != num_collected_) {
     lane_->Fail(Cancelled("rank {}: the runner ended with steps in flight", rank_.value));
   }
-}
-
-ModelRunner::~ModelRunner() {
-  EndSteps();
-}
-
-std::unique_ptr<Lane> ModelRunner::End(std::unique_ptr<ModelRunner> runner) {
-  if (runner == nullptr) return nullptr;
-  runner->EndSteps();
-  std::unique_ptr<Lane> lane = std::move(runner->lane_);
-  runner.reset();
-  lane->SetFailureHook(nullptr);  // the group may end before the lane
-  return lane;
 }
 
 absl::Status ModelRunner::CheckRoom() const {

@@ -71,9 +71,6 @@ class ModelRunner {
                                                            const Options& options);
   // With steps still in flight it ends the group.
   ~ModelRunner();
-  // Ends a runner and gives back its lane, whose arena the group's communicators may still hold
-  // (Communicator::UseArena): it is to outlive them. Null for null.
-  static std::unique_ptr<Lane> End(std::unique_ptr<ModelRunner> runner);
 
   // Plans come in StepId order. InvalidArgument: not a legal plan, or of another epoch;
   // ResourceExhausted: more steps in flight than the limits allow; otherwise the lane's first
@@ -109,7 +106,6 @@ class ModelRunner {
   absl::Status Record();
   absl::Status RunAndWait(const step::StepPlan& plan, const StepSize& size);
   step::StepPlan LongestPlan() const;
-  void EndSteps();
   absl::Status CheckRoom() const;
   void Run(const step::StepPlan& plan, const StepSize& size);
   void ForwardStage(const ops::StepBatch& batch);

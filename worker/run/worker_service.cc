@@ -81,6 +81,11 @@ class Worker {
   }
 
   absl::Status Run();
+  // Whether the device may still be busy with a group that was ended: giving memory back, or
+  // anything else that waits for it, could then take for ever.
+  bool DeviceMayHang() const {
+    return shard_.backend != nullptr && shard_.backend->communicators() != nullptr;
+  }
 
  private:
   absl::Status Load();
@@ -92,6 +97,7 @@ class Worker {
   MemoryReport Report() const;
   void Answer(absl::StatusOr<step::StepResult> result);
   void EndLoading();
+  void EndSteps();
   void EndEpoch();
 
   const WorkerOptions options_;
@@ -126,7 +132,8 @@ absl::Status Worker::Run() {
   });
   const absl::Status status = ReadOrders();
   EndLoading();
-  EndEpoch();
+  EndSteps();
+  if (status.ok()) EndEpoch();
   client_.Finish();
   return status;
 }
@@ -268,13 +275,17 @@ void Worker::EndLoading() {
   if (loader_.joinable()) loader_.join();
 }
 
+void Worker::EndSteps() {
+  if (loop_ == nullptr) return;
+  loop_->Abort(Cancelled("the worker is stopping"));
+  loop_->Join();
+}
+
 void Worker::EndEpoch() {
-  if (loop_ != nullptr) {
-    loop_->Abort(Cancelled("the worker is stopping"));
-    loop_->Join();
-  }
+  EndSteps();
   loop_.reset();
-  const std::unique_ptr<Lane> lane = ModelRunner::End(std::move(runner_));
+  // Before the group: a communicator ends only when no recording holds its operations any more.
+  runner_.reset();
   group_.reset();
 }
 
@@ -287,7 +298,11 @@ absl::Status RunWorker(WorkerOptions options) {
   ASSIGN_OR_RETURN(
       std::unique_ptr<weights::TensorSource> source,
       weights::OpenTensorSource(options.model_directory, spec, options.load_format, options.seed));
-  return Worker(std::move(options), std::move(spec), std::move(plan), std::move(source)).Run();
+  auto worker = std::make_unique<Worker>(std::move(options), std::move(spec), std::move(plan),
+                                         std::move(source));
+  const absl::Status status = worker->Run();
+  if (!status.ok() && worker->DeviceMayHang()) (void)worker.release();
+  return status;
 }
 
 }  // namespace polyreme::run

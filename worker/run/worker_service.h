@@ -46,7 +46,8 @@ struct WorkerOptions {
 };
 
 // Blocks for the worker's whole life. ok: stopped in order. Otherwise why it ended, which the
-// coordinator has been told where it could be.
+// coordinator has been told where it could be; what the worker held is then left to the end of the
+// process, which should be at once and by _exit: a device may still wait for a peer that is gone.
 absl::Status RunWorker(WorkerOptions options);
 
 }  // namespace polyreme::run

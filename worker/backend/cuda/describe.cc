@@ -160,7 +160,7 @@ absl::StatusOr<int> CountGpus() {
   int driver = 0;
   (void)cudaDriverGetVersion(&driver);
   if (driver == 0) {
-    return FailedPrecondition(
+    return NotFound(
         "no NVIDIA driver: expected one for CUDA {} or newer (libcuda.so.1), found none",
         NameOfCuda(CUDART_VERSION));
   }
@@ -170,7 +170,7 @@ absl::StatusOr<int> CountGpus() {
         NameOfCuda(driver), NameOfCuda(CUDART_VERSION));
   }
   if (error == cudaSuccess || error == cudaErrorNoDevice) {
-    return FailedPrecondition(
+    return NotFound(
         "no GPU: the driver (for CUDA {}) shows none to this process; see CUDA_VISIBLE_DEVICES",
         NameOfCuda(driver));
   }

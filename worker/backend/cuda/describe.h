@@ -8,7 +8,8 @@ namespace polyreme::cuda {
 
 // Takes no memory on any GPU where NVML (the driver's own library) is there; without it, link kinds
 // are "?" and asking for free memory makes a context on each GPU. Opens NCCL and cuBLAS for their
-// versions. FailedPrecondition, one sentence: no driver, too old a driver, or no GPU visible.
+// versions. One sentence each: NotFound, no driver or no GPU visible; FailedPrecondition, a driver
+// that is too old or does not work.
 absl::StatusOr<GpuSystem> DescribeSystem();
 
 }  // namespace polyreme::cuda

@@ -47,7 +47,7 @@ absl::StatusOr<const CudaPlugin*> Open() {
     library.Leak();
     return plugin;
   }
-  return FailedPrecondition(
+  return NotFound(
       "this installation has no GPU support: {} was looked for at {}; build with POLYREME_CUDA, or "
       "set POLYREME_CUDA_PLUGIN",
       kPluginFile, fmt::join(places, " and "));

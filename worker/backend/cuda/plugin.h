@@ -72,8 +72,8 @@ struct CudaPlugin {
 inline constexpr char kPluginSymbol[] = "polyreme_cuda_plugin";
 inline constexpr char kPluginFile[] = "libpolyreme_cuda.so";
 
-// Opens it once per process; later calls return the same. FailedPrecondition: no plugin (where it
-// was looked for), of another build, or what the loader said. Any thread.
+// Opens it once per process; later calls return the same. NotFound: no plugin, and where it was
+// looked for. FailedPrecondition: one of another build, or what the loader said. Any thread.
 absl::StatusOr<const CudaPlugin*> OpenCudaPlugin();
 
 // The id both sides are compared by: the project's version and compiler, set by CMake.
