@@ -2,7 +2,8 @@
 # Checks and measures on this machine's GPUs, and writes OUT/report.md: one table, with GPU, driver, commit, date, commands and
 # the roofline measured in the same run; every output as it was printed lies beside it, in OUT/raw.
 #   scripts/gpu_report.sh OUT [--only SECTION,...] [--model DIR] [--program FILE] [--tests DIR] [--limit SECONDS]
-#     sections   checks devices ops step throughput transformers (all, in this order; layouts tp1, and with two GPUs tp2, pp2)
+#     sections   checks devices ops step throughput transformers (all, in this order; layouts tp1, and with two GPUs tp2, pp2);
+#                logits, only when asked for: the siblings' log-probabilities against Transformers' (30 GB of scratch in TMPDIR)
 #     --model    folder of a config.json; weights are made up (default: the 40B shape's)
 #     --program  polyreme (default: beside this script, then build/cuda-release, then build/cuda)
 #     --tests    folder of GPU test binaries (default: tests of the bundle, or those named in scripts/gpu_tests.txt)
@@ -20,7 +21,7 @@ while [ $# -gt 0 ]; do
     --program) program=$2; shift ;;
     --tests) tests=$2; shift ;;
     --limit) limit=$2; shift ;;
-    -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) out=$1 ;;
   esac
@@ -99,8 +100,18 @@ for section in step throughput; do
     measure "$section-${layout%%:*}" "$program" bench "$section" "$model" "${model_flags[@]}" "${flags[@]}" "${sizes[@]}"
   done
 done
+has_transformers() { python3 -c 'import torch, transformers' 2>/dev/null; }
+if wanted logits && has_transformers; then
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  for size in 7b 14b; do
+    measure "save-$size" "$program" serve "${model%-*}-$size" --load-format dummy --save-checkpoint "$scratch/$size"
+    measure "logits-$size" python3 "$here/check_against_transformers.py" "$scratch/$size" --program "$program"
+    rm -rf "${scratch:?}/$size"
+  done
+fi
 if wanted transformers; then
-  if python3 -c 'import torch, transformers' 2>/dev/null; then
+  if has_transformers; then
     measure transformers python3 "$here/bench_transformers.py" "$model"
   else
     echo "-- transformers: python3 has no torch with transformers here, so that there is nothing to compare with"
@@ -119,7 +130,7 @@ rows() {
     }
     /^[0-9]+ requests of / { what = $1 " x (" $4 " + " $6 ")" }
     /^output / { printf "| %s | offline %s | - | %s | %s tokens/s | %s %% |\n", layout, what, $2, $9, $(NF - 1) }
-    /^transformers / { printf "| Transformers | %s %s | %s ms | %s | - | - |\n", $2, $3, $4, $5 }' 
+    /^transformers (decode|prompt)/ { printf "| Transformers | %s %s | %s ms | %s | - | - |\n", $2, $3, $4, $5 }' 
 }
 
 {
@@ -135,6 +146,8 @@ rows() {
   for name in step-tp1 step-tp2 step-pp2 throughput-tp1 throughput-tp2 throughput-pp2 transformers; do
     if [ -e "$out/raw/$name.txt" ]; then rows "${name##*-}" <"$out/raw/$name.txt"; fi
   done
+  echo
+  grep -h '^all: ours' "$out"/raw/logits-*.txt 2>/dev/null
   echo
   echo "| part | ended | seconds |"
   echo "|---|---|---|"
