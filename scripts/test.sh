@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
 # From a fresh clone to a green suite: installs, builds in Release, runs every test through ctest.
-#   scripts/test.sh [--sanitize] [--cuda]
-#     --sanitize  afterwards the suites under AddressSanitizer + UBSan, and the multi-rank ones under ThreadSanitizer
-#     --cuda      afterwards the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
+#   scripts/test.sh [--sanitize | --cuda]
+#     --sanitize  before that, the suites under AddressSanitizer + UBSan, and the multi-rank ones under ThreadSanitizer
+#     --cuda      instead the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
 #                 check of sm_70; needs nvcc, but no GPU: tests that want one say so and are skipped
-#     --cuda-only  that, without the plain suite
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-sanitize=0 plain=1 cuda=0
+sanitize=0 cuda=0
 for argument in "$@"; do
   case "$argument" in
     --sanitize) sanitize=1 ;;
     --cuda) cuda=1 ;;
-    --cuda-only) cuda=1 plain=0 ;;
-    -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "unknown argument $argument; see --help" >&2; exit 2 ;;
   esac
 done
@@ -59,13 +57,16 @@ build_and_test_cuda() {
   scripts/check_sm70.sh
 }
 
-if [ "$plain" -eq 1 ]; then scripts/install_packages.sh --test; fi
 mkdir -p build
+if [ "$cuda" -eq 1 ]; then
+  build_and_test_cuda
+  exit
+fi
+scripts/install_packages.sh --test
 if [ "$sanitize" -eq 1 ]; then
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1"
   build_and_test asan "-LE e2e" -DPOLYREME_SANITIZE=address,undefined
   build_and_test tsan "-L threads" -DPOLYREME_SANITIZE=thread
 fi
-if [ "$plain" -eq 1 ]; then build_and_test test ""; fi
-if [ "$cuda" -eq 1 ]; then build_and_test_cuda; fi
+build_and_test test ""
