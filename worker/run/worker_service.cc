@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/synchronization/notification.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
 #include "parallel/base/log.h"
@@ -66,6 +67,9 @@ absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const weights::Sh
   return CacheBudget(share);
 }
 
+// For a start to end once its group is aborted.
+constexpr absl::Duration kStarterPatience = absl::Seconds(1);
+
 class Worker {
  public:
   Worker(WorkerOptions options, plan::ModelSpec spec, plan::ShardPlan plan,
@@ -81,6 +85,7 @@ class Worker {
   }
 
   absl::Status Run();
+  bool abandoned() const { return abandoned_; }
   // Whether the device may still be busy with a group that was ended: giving memory back, or
   // anything else that waits for it, could then take for ever.
   bool DeviceMayHang() const {
@@ -114,6 +119,8 @@ class Worker {
   // the starter is joined. Meanwhile the reader touches only what the mutex guards: it aborts the
   // group under a starter that waits for peers in it.
   std::thread starter_;
+  absl::Notification started_;  // or failed
+  bool abandoned_ = false;      // the starter still runs, and always will
   int64_t communicator_bytes_ = 0;
   std::mutex mutex_;
   std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
@@ -132,8 +139,8 @@ absl::Status Worker::Run() {
   });
   const absl::Status status = ReadOrders();
   EndLoading();
-  EndSteps();
-  if (status.ok()) EndEpoch();
+  if (!abandoned_) EndSteps();
+  if (status.ok() && !abandoned_) EndEpoch();
   client_.Finish();
   return status;
 }
@@ -161,8 +168,8 @@ absl::Status Worker::OnStart(const StartOrder& order) {
   }
   starter_ = std::thread([this, order] {
     const absl::Status status = Start(order);
-    if (status.ok() || stopping_) return;
-    client_.SendFailed(status).IgnoreError();
+    if (!status.ok() && !stopping_) client_.SendFailed(status).IgnoreError();
+    started_.Notify();
   });
   return absl::OkStatus();
 }
@@ -264,14 +271,21 @@ void Worker::Answer(absl::StatusOr<step::StepResult> result) {
   }
 }
 
-// The starter joins the loader when there is one.
+// The starter joins the loader when there is one. A starter that waits for a device which no longer
+// comes to an end is left behind.
 void Worker::EndLoading() {
   stopping_ = true;
   {
     const std::lock_guard lock(mutex_);
     if (group_ != nullptr && loop_ == nullptr) group_->Abort(Cancelled("the worker is stopping"));
   }
-  if (starter_.joinable()) starter_.join();
+  if (starter_.joinable()) {
+    if (!started_.WaitForNotificationWithTimeout(kStarterPatience) && DeviceMayHang()) {
+      abandoned_ = true;
+      return starter_.detach();
+    }
+    starter_.join();
+  }
   if (loader_.joinable()) loader_.join();
 }
 
@@ -301,7 +315,7 @@ absl::Status RunWorker(WorkerOptions options) {
   auto worker = std::make_unique<Worker>(std::move(options), std::move(spec), std::move(plan),
                                          std::move(source));
   const absl::Status status = worker->Run();
-  if (!status.ok() && worker->DeviceMayHang()) (void)worker.release();
+  if (worker->abandoned() || (!status.ok() && worker->DeviceMayHang())) (void)worker.release();
   return status;
 }
 
