@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the program with its CUDA plugin and gathers both, with all they need, in one folder that runs elsewhere.
-#   scripts/bundle.sh [--with-tests] [--build-dir BUILD] [--no-archive] DIR
+#   scripts/bundle.sh [--with-tests] [--with-sanitizer] [--build-dir BUILD] [--no-archive] DIR
 #     DIR/bin/polyreme, DIR/lib/*.so (libpolyreme_cuda.so among them), DIR.tar.zst beside it; DIR must be absent, empty or a bundle
 #     --with-tests   also the tests that use a GPU, in DIR/tests
+#     --with-sanitizer  also NVIDIA's compute-sanitizer, from PyPI, in DIR/sanitizer: not to be handed on, see its license
 #     --build-dir    where to build (default build/cuda-release)
 #     --no-archive   only the folder
 # POLYREME_CUDA_ARCHS (default "80;86;89;90"): the GPU architectures it will run on. From the other machine come the driver, cuBLAS
@@ -10,13 +11,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-with_tests=0 archive=1 build=build/cuda-release out=
+with_tests=0 with_sanitizer=0 archive=1 build=build/cuda-release out=
 while [ $# -gt 0 ]; do
   case "$1" in
     --with-tests) with_tests=1 ;;
+    --with-sanitizer) with_sanitizer=1 ;;
     --no-archive) archive=0 ;;
     --build-dir) build=${2:?--build-dir needs a folder}; shift ;;
-    -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) [ -z "$out" ] || { echo "one DIR, please: $out or $1?" >&2; exit 2; }; out=$1 ;;
   esac
@@ -109,6 +111,18 @@ for file in "${files[@]}"; do
     *) patchelf --force-rpath --set-rpath '$ORIGIN/../lib' "$file" ;;
   esac
 done
+
+if [ "$with_sanitizer" -eq 1 ]; then
+  wheel="nvidia-cuda-sanitizer-api==13.0.85"
+  hash=sha256:b1efff95f63b6fe40dc83801d598550542364393957775912a1abf396904331c
+  echo "$wheel --hash=$hash" >"$build/sanitizer.txt"
+  python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+    -r "$build/sanitizer.txt" -d "$build" || { echo "could not fetch $wheel by pip (see above)" >&2; exit 1; }
+  python3 -m zipfile -e "$build"/nvidia_cuda_sanitizer_api-13.0.85-*.whl "$build/sanitizer"
+  mkdir -p "$out/sanitizer"
+  cp -r "$build/sanitizer/nvidia/cu13/bin" "$build/sanitizer/nvidia/cu13/lib" "$out/sanitizer/"
+  chmod +x "$out"/sanitizer/bin/* "$out"/sanitizer/lib/*
+fi
 
 version=$(objdump -T "${files[@]}" 2>/dev/null | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1)
 echo "$out: ${#files[@]} files, $(du -sm --apparent-size "$out" | cut -f1) MiB, for GPU architectures $archs," \

@@ -3,7 +3,8 @@
 # the roofline measured in the same run; every output as it was printed lies beside it, in OUT/raw.
 #   scripts/gpu_report.sh OUT [--only SECTION,...] [--model DIR] [--program FILE] [--tests DIR] [--limit SECONDS]
 #     sections   checks devices ops step throughput transformers (all, in this order; layouts tp1, and with two GPUs tp2, pp2);
-#                logits, only when asked for: the siblings' log-probabilities against Transformers' (30 GB of scratch in TMPDIR)
+#                only when asked for: sanitizer, memcheck, racecheck and initcheck over the ops; logits, the siblings'
+#                log-probabilities against Transformers' (30 GB of scratch in TMPDIR)
 #     --model    folder of a config.json; weights are made up (default: the 40B shape's)
 #     --program  polyreme (default: beside this script, then build/cuda-release, then build/cuda)
 #     --tests    folder of GPU test binaries (default: tests of the bundle, or those named in scripts/gpu_tests.txt)
@@ -21,7 +22,7 @@ while [ $# -gt 0 ]; do
     --program) program=$2; shift ;;
     --tests) tests=$2; shift ;;
     --limit) limit=$2; shift ;;
-    -h|--help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) out=$1 ;;
   esac
@@ -82,6 +83,19 @@ if wanted checks; then
   for binary in "${binaries[@]}"; do
     if [ -x "$binary" ]; then measure "check-${binary##*/}" "$binary" --gtest_brief=1; fi
   done
+fi
+if wanted sanitizer; then
+  checker=$(first_of "$root/sanitizer/bin/compute-sanitizer" /usr/local/cuda/bin/compute-sanitizer \
+    /usr/local/cuda/compute-sanitizer/compute-sanitizer)
+  ops_test=$(first_of ${tests:+"$tests/worker_ops_test"} "$root/tests/worker_ops_test" \
+    "$(dirname "$program")/tests/worker/worker_ops_test")
+  if [ -z "$checker" ] || [ -z "$ops_test" ]; then
+    echo "-- sanitizer: no compute-sanitizer or no worker_ops_test here (bundle.sh --with-tests --with-sanitizer)"
+  else
+    for tool in memcheck racecheck initcheck; do
+      measure "$tool" "$checker" --tool "$tool" --error-exitcode 9 "$ops_test" --gtest_brief=1 --gtest_filter='*cuda*:*Cuda*'
+    done
+  fi
 fi
 if wanted devices; then measure devices "$program" devices --measure; fi
 cache=$out/raw/products
