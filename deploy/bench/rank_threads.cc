@@ -87,7 +87,10 @@ absl::Status RankThreads::Join(const plan::Topology& topology, Rank self) {
 
 RankThreads::~RankThreads() {
   for (RankState& rank : ranks_) {
-    if (rank.loop != nullptr) rank.loop->Stop();
+    if (rank.loop == nullptr) continue;
+    // Ranks whose peer has failed may wait for it in the middle of a step.
+    if (failed_) rank.loop->Abort(Cancelled("another rank has failed"));
+    rank.loop->Stop();
   }
   for (RankState& rank : ranks_) rank.loop.reset();
   // Each on a thread of its own: members of a group may wait for each other in leaving it.
@@ -123,8 +126,9 @@ absl::StatusOr<step::StepResult> RankThreads::Await() {
 }
 
 absl::StatusOr<step::StepResult> RankThreads::AnswerOf(int32_t rank) {
-  ASSIGN_OR_RETURN(absl::StatusOr<step::StepResult> answer,
-                   ranks_[static_cast<size_t>(rank)].answers->Pop(MonotonicNow() + patience_));
+  auto popped = ranks_[static_cast<size_t>(rank)].answers->Pop(MonotonicNow() + patience_);
+  failed_ = failed_ || !popped.ok() || !popped->ok();
+  ASSIGN_OR_RETURN(absl::StatusOr<step::StepResult> answer, std::move(popped));
   return answer;
 }
 

@@ -71,6 +71,7 @@ class RankThreads {
 
   plan::ModelSpec spec_;
   absl::Duration patience_;
+  bool failed_ = false;  // an answer was an error, or did not come
   comm::ThreadHub hub_;
   launch::InMemoryRendezvous meet_;
   std::vector<RankState> ranks_;
