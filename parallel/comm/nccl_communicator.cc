@@ -390,6 +390,9 @@ absl::Status NcclRanks::MakeWindow(const NcclStage& stage, TensorView arena, abs
   RETURN_IF_ERROR(group_.Call("splitting", &comms.plain, deadline, [&] {
     return nccl().comm_split(comms.plain, /*color=*/0, /*key=*/rank_, &comms.windows, &config);
   }));
+  if (comms.windows == nullptr) {
+    return Internal("{}: NCCL split the group and gave no communicator", group_.name());
+  }
   RETURN_IF_ERROR(group_.Call("registering the arena", &comms.windows, deadline, [&] {
     return nccl().comm_window_register(comms.windows, arena.data,
                                        static_cast<size_t>(arena.bytes()), &comms.window,

@@ -62,6 +62,11 @@ absl::Status NcclGroup::Call(std::string_view what, const ncclComm_t* polled, ab
   State& state = *state_;
   if (!state.Enter()) return state.Why();
   ncclResult_t result = body();
+  // ncclCommSplit of 2.28 says success of work that has only begun: the communicator knows better.
+  if (result == ncclSuccess && *polled != nullptr) {
+    const ncclResult_t asked = state.nccl.comm_get_async_error(*polled, &result);
+    if (asked != ncclSuccess) result = asked;
+  }
   for (int polls = 0; result == ncclInProgress; ++polls) {
     state.calls_mutex.unlock();
     if (MonotonicNow() >= deadline) {

@@ -104,7 +104,6 @@ class Joiner {
   absl::StatusOr<std::unique_ptr<Communicator>> JoinNccl(const std::string& what,
                                                          const GroupSpec& group) {
     if (group.size() == 1) return options_.nccl->Make(group, /*id=*/"");
-    if (group.size() == 1) return options_.nccl->Make(group, "");  // nobody to meet, so no id
     const std::string key = GroupKey(what) + "/nccl";
     if (group.rank == 0) {
       ASSIGN_OR_RETURN(std::string id, options_.nccl->MakeId());
