@@ -63,6 +63,13 @@ struct ModelFiles {
   api::ModelInfo info;
 };
 
+absl::StatusOr<std::unique_ptr<const text::Tokenizer>> LoadTokenizer(const std::string& directory) {
+  absl::StatusOr<std::unique_ptr<const text::Tokenizer>> tokenizer =
+      text::Tokenizer::Load(directory);
+  if (!absl::IsNotFound(tokenizer.status())) return tokenizer;
+  return NotFound("{}; --tokenizer names the directory of another", Message(tokenizer.status()));
+}
+
 absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
   ModelFiles files;
   std::vector<std::string> notes;
@@ -81,7 +88,7 @@ absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
                    weights::OpenTensorSource(config.model, files.spec, format, config.seed));
   files.fingerprint = source->fingerprint();
   const std::string& text_directory = config.tokenizer.empty() ? config.model : config.tokenizer;
-  ASSIGN_OR_RETURN(files.tokenizer, text::Tokenizer::Load(text_directory));
+  ASSIGN_OR_RETURN(files.tokenizer, LoadTokenizer(text_directory));
   if (files.tokenizer->vocab_size() > files.spec.vocabulary) {
     return InvalidArgument(
         "{}: the tokenizer has ids up to {}, but the model has {} rows of logits", text_directory,
@@ -273,7 +280,7 @@ int RunCoordinator(const Arguments& arguments) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
-  absl::Status status = SettleDevice(config);
+  absl::Status status = SettleDevice(config).status();
   if (status.ok()) status = Coordinate(config);
   if (status.ok()) return 0;
   LogError("{}", Message(status));

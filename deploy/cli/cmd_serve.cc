@@ -135,9 +135,10 @@ absl::Status Serve(const Arguments& arguments, ServeConfig config) {
   if (!config.save_checkpoint.empty()) {
     return env.rank == 0 ? SaveCheckpoint(config) : absl::OkStatus();
   }
-  RETURN_IF_ERROR(SettleDevice(config));
+  ASSIGN_OR_RETURN(const std::string choice, SettleDevice(config));
   RETURN_IF_ERROR(CheckModel(config));
   RETURN_IF_ERROR(CheckDevice(config));
+  if (!choice.empty() && env.local_rank == 0) LogInfo("{}", choice);
   ASSIGN_OR_RETURN(const Meeting meeting, ArrangeMeeting(config, env));
   launch::AgentOptions options;
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);

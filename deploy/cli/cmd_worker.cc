@@ -145,7 +145,7 @@ int RunWorker(const Arguments& arguments) {
   }
   SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank)
                                             : "worker");
-  absl::Status status = SettleDevice(config);
+  absl::Status status = SettleDevice(config).status();
   if (status.ok()) {
     absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
     status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();

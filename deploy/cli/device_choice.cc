@@ -1,5 +1,6 @@
 #include "deploy/cli/device_choice.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,16 +29,20 @@ absl::Status LookForGpu() {
 
 }  // namespace
 
-absl::Status SettleDevice(ServeConfig& config) {
+absl::StatusOr<std::string> SettleDevice(ServeConfig& config) {
+  std::string choice;
   if (config.device == "auto") {
-    const absl::Status found = HasDriver() ? LookForGpu() : NotFound("no driver");
+    const absl::Status found =
+        HasDriver() ? LookForGpu() : NotFound("no NVIDIA driver runs on this host");
     if (!found.ok() && !absl::IsNotFound(found)) {
       return Annotate(found, "--device auto (--device cpu would not look for a GPU)");
     }
     config.device = found.ok() ? "cuda" : "cpu";
+    choice = found.ok() ? "--device auto: computing on the GPU"
+                        : fmt::format("--device auto: computing on CPU: {}", Message(found));
   }
   SetDeviceDefaults(config);
-  return absl::OkStatus();
+  return choice;
 }
 
 absl::Status CheckDevice(const ServeConfig& config) {

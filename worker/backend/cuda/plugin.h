@@ -1,9 +1,9 @@
 // Opens libpolyreme_cuda.so, where everything that needs CUDA lives, when a GPU is asked for.
 //
-// The plugin is looked for beside the program, in ../lib from there, and at POLYREME_CUDA_PLUGIN.
-// C++ types cross its border, so that it must come of the same build: the ids are compared. It
-// carries its own copy of the few layers it stands on, hidden, and the CUDA run time; cuBLAS and
-// NCCL it opens itself.
+// The plugin is looked for beside the program and in ../lib from there; POLYREME_CUDA_PLUGIN, when
+// set, names the only place. C++ types cross its border, so that it must come of the same build:
+// the ids are compared. It carries its own copy of the few layers it stands on, hidden, and the
+// CUDA run time; cuBLAS and NCCL it opens itself.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace polyreme::cuda {
 struct GpuDescription {
   int32_t index = 0;
   std::string name;
-  std::string bus_id;  // "0000:1b:00.0"
+  std::string bus_id;              // "0000:1b:00.0"
   int32_t compute_capability = 0;  // 10 * major + minor
   int32_t multiprocessors = 0;
   int64_t total_bytes = 0;
@@ -44,10 +44,10 @@ struct GpuSystem {
 // What --measure adds.
 struct GpuMeasurement {
   int32_t index = 0;
-  double read_bytes_per_second = 0;  // of device memory, read only
-  double copy_bytes_per_second = 0;  // read + written
+  double read_bytes_per_second = 0;    // of device memory, read only
+  double copy_bytes_per_second = 0;    // read + written
   double upload_bytes_per_second = 0;  // pinned host to device
-  double gemm_flops = 0;             // the activations' type, large square-ish product
+  double gemm_flops = 0;               // the activations' type, large square-ish product
 };
 struct AllReduceTime {
   int64_t bytes = 0;
@@ -73,10 +73,12 @@ inline constexpr char kPluginSymbol[] = "polyreme_cuda_plugin";
 inline constexpr char kPluginFile[] = "libpolyreme_cuda.so";
 
 // Opens it once per process; later calls return the same. NotFound: no plugin, and where it was
-// looked for. FailedPrecondition: one of another build, or what the loader said. Any thread.
+// looked for. FailedPrecondition: POLYREME_CUDA_PLUGIN names no file, one of another build, one cut
+// short, or what the loader said. Any thread.
 absl::StatusOr<const CudaPlugin*> OpenCudaPlugin();
 
-// The id both sides are compared by: the project's version and compiler, set by CMake.
+// The id both sides are compared by: version, compiler and a hash of the headers whose types cross,
+// set by CMake.
 const char* PluginBuildId();
 
 }  // namespace polyreme::cuda
