@@ -9,52 +9,16 @@
 #include "absl/strings/str_split.h"
 #include "worker/backend/cuda/cuda_lane.h"
 #include "worker/backend/cuda/cuda_status.h"
+#include "worker/backend/cuda/describe.h"
 
 namespace polyreme::cuda {
 namespace {
 
-// "13.0" of 13000.
-std::string VersionName(int version) {
-  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
-}
-
-// A run time works with drivers of its own major version and newer ones.
-absl::Status CheckDriver() {
-  int driver = 0;
-  int needed = 0;
-  (void)cudaDriverGetVersion(&driver);
-  (void)cudaRuntimeGetVersion(&needed);
-  (void)cudaGetLastError();
-  if (driver == 0) {
-    return FailedPrecondition(
-        "no NVIDIA driver was found: --device cuda needs one that serves CUDA {} or newer",
-        VersionName(needed / 1000 * 1000));
-  }
-  if (driver / 1000 < needed / 1000) {
-    return FailedPrecondition(
-        "the NVIDIA driver is too old: it serves CUDA {}, and this build needs one that serves {}",
-        VersionName(driver), VersionName(needed / 1000 * 1000));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckIndex(int32_t index) {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess && error != cudaErrorNoDevice) {
-    return CudaStatus(error, "looking for GPUs");
-  }
-  (void)cudaGetLastError();
-  if (count == 0) {
-    return FailedPrecondition(
-        "no GPU is visible to this process, although there is a driver; is CUDA_VISIBLE_DEVICES "
-        "right?");
-  }
-  if (index < 0 || index >= count) {
-    return FailedPrecondition("expected a GPU of 0 to {}, got {}: {} are visible to this process",
-                              count - 1, index, count);
-  }
-  return absl::OkStatus();
+  ASSIGN_OR_RETURN(const int count, CountGpus());
+  if (index >= 0 && index < count) return absl::OkStatus();
+  return FailedPrecondition("expected a GPU of 0 to {}, got {}: {} are visible to this process",
+                            count - 1, index, count);
 }
 
 // Machine code for compute capability M.n serves M.n and later ones of the same M.
@@ -77,7 +41,6 @@ CudaLane& LaneOf(Lane& lane) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const Options& options) {
-  RETURN_IF_ERROR(CheckDriver());
   RETURN_IF_ERROR(CheckIndex(options.index));
   cudaDeviceProp properties{};
   RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, options.index),

@@ -23,8 +23,8 @@ class CudaDevice final : public Device {
     bool record_steps = true;  // false: lanes record nothing, ReplayRows is empty
   };
 
-  // FailedPrecondition, in one sentence with what was found and what is needed: no driver, one too
-  // old for this build, no such GPU, a GPU that the build has no code for.
+  // In one sentence with what was found and what is needed: as CountGpus (describe.h);
+  // FailedPrecondition, no such GPU, or one that the build has no code for.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Make(const Options& options);
   ~CudaDevice() override;
 

@@ -151,32 +151,6 @@ std::string NameOfCuda(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
-// The number of GPUs, or why there is none.
-absl::StatusOr<int> CountGpus() {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess && count > 0) return count;
-  (void)cudaGetLastError();
-  int driver = 0;
-  (void)cudaDriverGetVersion(&driver);
-  if (driver == 0) {
-    return NotFound(
-        "no NVIDIA driver: expected one for CUDA {} or newer (libcuda.so.1), found none",
-        NameOfCuda(CUDART_VERSION));
-  }
-  if (error == cudaErrorInsufficientDriver) {
-    return FailedPrecondition(
-        "the NVIDIA driver is too old: it is for CUDA {}, and this build needs CUDA {} or newer",
-        NameOfCuda(driver), NameOfCuda(CUDART_VERSION));
-  }
-  if (error == cudaSuccess || error == cudaErrorNoDevice) {
-    return NotFound(
-        "no GPU: the driver (for CUDA {}) shows none to this process; see CUDA_VISIBLE_DEVICES",
-        NameOfCuda(driver));
-  }
-  return FailedPrecondition("no GPU can be used: {}", Message(CudaStatus(error, "counting GPUs")));
-}
-
 absl::Status SetFreeBytes(int device, GpuDescription& gpu) {
   size_t free = 0, total = 0;
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device), "cudaSetDevice");
@@ -222,6 +196,33 @@ absl::StatusOr<std::vector<NvmlDevice>> DescribeAll(const std::optional<Nvml>& n
 }
 
 }  // namespace
+
+absl::StatusOr<int> CountGpus() {
+  // A run time works with drivers of its own major version and newer ones.
+  constexpr int kNeeded = CUDART_VERSION / 1000 * 1000;
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return count;
+  (void)cudaGetLastError();
+  int driver = 0;
+  (void)cudaDriverGetVersion(&driver);
+  if (driver == 0) {
+    return NotFound(
+        "no NVIDIA driver: expected one for CUDA {} or newer (libcuda.so.1), found none",
+        NameOfCuda(kNeeded));
+  }
+  if (driver < kNeeded || error == cudaErrorInsufficientDriver) {
+    return FailedPrecondition(
+        "the NVIDIA driver is too old: it is for CUDA {}, and this build needs CUDA {} or newer",
+        NameOfCuda(driver), NameOfCuda(kNeeded));
+  }
+  if (error == cudaSuccess || error == cudaErrorNoDevice) {
+    return NotFound(
+        "no GPU: the driver (for CUDA {}) shows none to this process; see CUDA_VISIBLE_DEVICES",
+        NameOfCuda(driver));
+  }
+  return FailedPrecondition("no GPU can be used: {}", Message(CudaStatus(error, "counting GPUs")));
+}
 
 absl::StatusOr<GpuSystem> DescribeSystem() {
   ASSIGN_OR_RETURN(const int count, CountGpus());
