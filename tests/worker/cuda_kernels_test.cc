@@ -134,22 +134,6 @@ TEST_F(CudaKernels, AddAndNormOfNarrowWideAndUnalignedRows) {
   }
 }
 
-TEST_F(CudaKernels, ConvertRoundsToNearest) {
-  for (const Element from : kElements) {
-    for (const Element to : kElements) {
-      for (const int64_t count : {1, 8, 1000, 1001}) {
-        const std::vector<double> values = RandomValues(random_, count, from);
-        std::vector<double> want = values;
-        for (double& value : want) value = naive::RoundTo(DTypeOf(to), value);
-        const DeviceArray in(from, values);
-        const DeviceArray out(to, count);
-        ASSERT_EQ(Convert(stream_, in.data(), from, count, out.data(), to), cudaSuccess);
-        EXPECT_EQ(out.Values(), want) << count;
-      }
-    }
-  }
-}
-
 TEST_F(CudaKernels, PaddingRowsStoreNothing) {
   const Heads heads{2, 1, 16};
   const DeviceArray cos_sin(Element::kF32, RandomValues(random_, 4 * 16, Element::kF32));

@@ -298,15 +298,6 @@ __global__ void CopyBlocksKernel(uint4* keys, uint4* values, int64_t words, cons
   }
 }
 
-template <class T, class U, int V>
-__global__ void ConvertKernel(const T* from, int64_t count, U* to) {
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
-  if (at >= count) return;
-  float values[V];
-  Load<T, V>(from + at, values);
-  Store<U, V>(values, to + at);
-}
-
 unsigned BlocksFor(int64_t items) {
   return static_cast<unsigned>(CeilDiv(items, kThreads));
 }
@@ -463,23 +454,6 @@ cudaError_t CopyBlocks(cudaStream_t stream, void* keys, void* values, int64_t bl
   CopyBlocksKernel<<<BlocksFor(2 * words), kThreads, 0, stream>>>(
       static_cast<uint4*>(keys), static_cast<uint4*>(values), words, moves, num);
   return cudaGetLastError();
-}
-
-cudaError_t Convert(cudaStream_t stream, const void* from, Element from_type, int64_t count,
-                    void* to, Element to_type) {
-  if (count == 0) return cudaSuccess;
-  return WithType(from_type, [&](auto in) {
-    return WithType(to_type, [&](auto out) {
-      return WithWidth(count % kWide == 0 && Aligned(from) && Aligned(to), [&](auto width) {
-        using In = decltype(in);
-        using Out = decltype(out);
-        constexpr int V = decltype(width)::value;
-        ConvertKernel<In, Out, V><<<BlocksFor(count / V), kThreads, 0, stream>>>(
-            static_cast<const In*>(from), count, static_cast<Out*>(to));
-        return cudaGetLastError();
-      });
-    });
-  });
 }
 
 }  // namespace polyreme::cuda

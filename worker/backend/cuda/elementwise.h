@@ -37,8 +37,5 @@ cudaError_t GatherRows(cudaStream_t stream, const void* x, const int32_t* rows, 
 // values. Made in their order: a later move may overwrite what an earlier one has read.
 cudaError_t CopyBlocks(cudaStream_t stream, void* keys, void* values, int64_t block_bytes,
                        const int32_t* moves, int num);
-// to = from, converted. For logits, loading and tests.
-cudaError_t Convert(cudaStream_t stream, const void* from, Element from_type, int64_t count,
-                    void* to, Element to_type);
 
 }  // namespace polyreme::cuda
