@@ -65,8 +65,9 @@ class Communicator {
                         absl::Span<const Incoming> receives) = 0;
 
   // The memory that most operands will lie in: the lane's arena, whose contents are lost. Every
-  // member calls it, with arenas of one size, before its first operation. A hint: NCCL's sums in
-  // registered windows are faster.
+  // member calls it, with arenas of one size, before its first operation. It may go before the
+  // group or after it, once nothing on the lane computes in it. A hint: NCCL's sums in registered
+  // windows are faster.
   virtual absl::Status UseArena(TensorView arena) {
     (void)arena;
     return absl::OkStatus();

@@ -107,8 +107,7 @@ absl::StatusOr<int64_t> CacheBudget(const CacheShare& share) {
       "one sequence of {} tokens needs a cache of {:.2f} GiB, but only {:.2f} GiB are left of the "
       "{:.1f} GiB that --gpu-memory-utilization {:.2f} allows here: {:.2f} GiB are in use (weights "
       "{:.2f} GiB), a step takes {:.2f} GiB, communicators and recordings {:.2f} GiB. Give a "
-      "smaller "
-      "--max-model-len, --max-num-seqs or --max-num-batched-tokens, more GPUs "
+      "smaller --max-model-len, --max-num-seqs or --max-num-batched-tokens, more GPUs "
       "(--tensor-parallel-size, --pipeline-parallel-size), or a larger --gpu-memory-utilization",
       share.max_model_len, Gibibytes(share.sequence_bytes), Gibibytes(std::max<int64_t>(0, left)),
       Gibibytes(allowed), share.utilization, Gibibytes(used), Gibibytes(share.weight_bytes),
