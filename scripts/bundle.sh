@@ -96,7 +96,8 @@ for test in "${tests[@]}"; do add "$build/$test" tests; done
 mkdir -p "$out/models"
 cp -r deploy/bench/configs/* "$out/models/"
 cp LICENSE THIRD_PARTY_NOTICES.md "$out/"
-cp scripts/gpu_report.sh scripts/bench_transformers.py scripts/check_against_transformers.py "$out/bin/"
+cp scripts/gpu_report.sh scripts/check_gpu.py scripts/gpu_cluster.py scripts/bench_transformers.py \
+  scripts/check_against_transformers.py "$out/bin/"
 
 files=("$out"/bin/polyreme "$out"/lib/*)
 for test in "${tests[@]##*/}"; do files+=("$out/tests/$test"); done

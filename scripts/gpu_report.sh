@@ -4,7 +4,8 @@
 #   scripts/gpu_report.sh OUT [--only SECTION,...] [--model DIR] [--program FILE] [--tests DIR] [--limit SECONDS]
 #     sections   checks devices ops step throughput transformers (all, in this order; layouts tp1, and with two GPUs tp2, pp2);
 #                only when asked for: sanitizer, memcheck, racecheck and initcheck over the ops; logits, the siblings'
-#                log-probabilities against Transformers' (30 GB of scratch in TMPDIR)
+#                log-probabilities against Transformers' (30 GB of scratch in TMPDIR); cluster,
+#                scripts/check_gpu.py, the whole program end to end (about 8 minutes; CLUSTER_CHECKS: which of its checks)
 #     --model    folder of a config.json; weights are made up (default: the 40B shape's)
 #     --program  polyreme (default: beside this script, then build/cuda-release, then build/cuda)
 #     --tests    folder of GPU test binaries (default: tests of the bundle, or those named in scripts/gpu_tests.txt)
@@ -22,7 +23,7 @@ while [ $# -gt 0 ]; do
     --program) program=$2; shift ;;
     --tests) tests=$2; shift ;;
     --limit) limit=$2; shift ;;
-    -h|--help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) out=$1 ;;
   esac
@@ -96,6 +97,12 @@ if wanted sanitizer; then
       measure "$tool" "$checker" --tool "$tool" --error-exitcode 9 "$ops_test" --gtest_brief=1 --gtest_filter='*cuda*:*Cuda*'
     done
   fi
+fi
+if wanted cluster; then
+  demo=$(first_of "$root/deploy/demo-model" "$root/models/demo-model" deploy/demo-model)
+  cluster=(python3 "$here/check_gpu.py" --program "$program" --gpus "$((gpus < 2 ? 1 : 2))")
+  cluster+=(${demo:+--model-demo "$demo"} ${CLUSTER_CHECKS:+--only "$CLUSTER_CHECKS"})
+  limit=$((limit > 900 ? limit : 900)) measure cluster "${cluster[@]}"
 fi
 if wanted devices; then measure devices "$program" devices --measure; fi
 cache=$out/raw/products
