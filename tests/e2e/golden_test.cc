@@ -1,10 +1,12 @@
 // The embedded demo model, and a tiny random one of each family, against Transformers in float32:
-// the same greedy tokens, the same log-probabilities.
+// the same greedy tokens, the same log-probabilities; on a GPU in narrower types too, as far as
+// their rounding lets one tell.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <tuple>
 
 #include "parallel/base/file.h"
 #include "parallel/base/json.h"
@@ -13,13 +15,9 @@
 namespace polyreme::model {
 namespace {
 
-// A step whose two best logits are closer than this may fall either way.
+// A step whose two best logits are closer than this may fall either way. Types narrower than
+// float32: two best logits that can both be wrong by the tolerance.
 constexpr double kMarginMin = 1e-3;
-// Of logits, relative to the largest; of log-probabilities, as they are.
-constexpr double kTolerance = 2e-4;
-
-const std::string kRoot = POLYREME_SOURCE_DIR;
-const std::string kDemo = kRoot + "/deploy/demo-model";
 
 std::vector<int32_t> Ints(const Json& list) {
   std::vector<int32_t> values;
@@ -60,7 +58,8 @@ struct Reference {
   std::vector<double> logits;    // of the prompt's last position; may be empty
 };
 
-// Feeds the golden tokens and asks at each step what the model would have said.
+// Feeds the golden tokens and asks at each step what the model would have said. Logits may differ
+// by the backend's tolerance relative to the largest, log-probabilities by the same.
 void ExpectGolden(const std::string& directory, const Reference& golden,
                   const HarnessOptions& options, size_t chunk) {
   const std::vector<int32_t>& tokens = golden.tokens;
@@ -68,22 +67,56 @@ void ExpectGolden(const std::string& directory, const Reference& golden,
       RunModel(directory, options, ForcedSteps(golden.prompt, tokens, chunk));
   ASSERT_TRUE(logits.ok()) << logits.status();
   const size_t first = logits->size() - tokens.size();
+  const bool narrow = options.backend.dtype != DType::kF32;
   double scale = 1.0;
   for (const double logit : golden.logits) scale = std::max(scale, std::abs(logit));
+  // The demo model's goldens have no logits: rounding goes with the model's own.
+  if (narrow) scale = std::max<double>(scale, *std::ranges::max_element((*logits)[first][0]));
+  const double tolerance = options.backend.tolerance() * scale;
+  const double margin_min = narrow ? 2 * tolerance : kMarginMin;
+  double worst = 0;
   for (size_t i = 0; i < golden.logits.size(); ++i) {
-    ASSERT_NEAR((*logits)[first][0][i], golden.logits[i], kTolerance * scale) << "logit " << i;
+    ASSERT_NEAR((*logits)[first][0][i], golden.logits[i], tolerance) << "logit " << i;
+    worst = std::max(worst, std::abs((*logits)[first][0][i] - golden.logits[i]));
   }
+  int judged = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {
     const std::vector<float>& row = (*logits)[first + i][0];
-    EXPECT_NEAR(Logprob(row, tokens[i]), golden.logprobs[i], kTolerance * scale) << "step " << i;
-    if (golden.margins[i] < kMarginMin) break;
+    const double logprob = Logprob(row, tokens[i]);
+    EXPECT_NEAR(logprob, golden.logprobs[i], tolerance) << "step " << i;
+    worst = std::max(worst, std::abs(logprob - golden.logprobs[i]));
+    if (golden.margins[i] < margin_min) continue;
     ASSERT_EQ(std::max_element(row.begin(), row.end()) - row.begin(), tokens[i]) << "step " << i;
+    ++judged;
   }
+  if (options.backend.on_gpu()) {
+    fmt::print("{}: largest error {:.1e} of the largest logit (at most {:.0e}), {} of {} tokens\n",
+               options.backend.name, worst / scale, options.backend.tolerance(), judged,
+               tokens.size());
+  }
+}
+
+// Layouts of several ranks that the backend has room for.
+std::vector<HarnessOptions> Layouts(const TestBackend& backend, int64_t positions) {
+  HarnessOptions options{.positions = positions, .backend = backend};
+  if (backend.max_ranks >= 4) {
+    options.stages = options.shards = 2;
+    return {options};
+  }
+  if (backend.max_ranks == 1) return {options};
+  std::vector<HarnessOptions> layouts = {options, options};
+  layouts[0].shards = 2;
+  layouts[1].stages = 2;
+  return layouts;
+}
+
+std::string DemoDirectory() {
+  return SourcePath("deploy/demo-model");
 }
 
 std::vector<Reference> DemoReferences(const std::string& file) {
   std::vector<Reference> references;
-  const Json golden = ReadGolden(kDemo + "/" + file);
+  const Json golden = ReadGolden(DemoDirectory() + "/" + file);
   if (!golden.is_array()) return references;
   for (const Json& row : golden.as_array()) {
     references.push_back({.prompt = Ints(*row.Find("prompt_ids")),
@@ -95,31 +128,45 @@ std::vector<Reference> DemoReferences(const std::string& file) {
   return references;
 }
 
-class DemoModel : public testing::TestWithParam<const char*> {};
+// A file of goldens or a model's name, and where it runs.
+using Case = std::tuple<const char*, TestBackend>;
+
+class DemoModel : public testing::TestWithParam<Case> {};
 
 TEST_P(DemoModel, TokensAndLogprobsAreThoseOfTransformers) {
-  const std::vector<Reference> goldens = DemoReferences(GetParam());
+  const auto& [file, backend] = GetParam();
+  const std::vector<Reference> goldens = DemoReferences(file);
   ASSERT_GE(goldens.size(), 6u);
   for (size_t i = 0; i < goldens.size(); ++i) {
     SCOPED_TRACE(i);
-    ExpectGolden(kDemo, goldens[i], {.num_threads = 2}, /*chunk=*/1000);
+    ExpectGolden(DemoDirectory(), goldens[i], {.num_threads = 2, .backend = backend},
+                 /*chunk=*/1000);
   }
 }
 
-TEST_P(DemoModel, AlsoOnFourRanksInSmallChunks) {
-  const std::vector<Reference> goldens = DemoReferences(GetParam());
+TEST_P(DemoModel, AlsoOnSeveralRanksInSmallChunks) {
+  const auto& [file, backend] = GetParam();
+  const std::vector<Reference> goldens = DemoReferences(file);
   ASSERT_FALSE(goldens.empty());
-  ExpectGolden(kDemo, goldens[0], {.stages = 2, .shards = 2}, /*chunk=*/7);
+  for (const HarnessOptions& layout : Layouts(backend, 512)) {
+    SCOPED_TRACE(fmt::format("tp{}pp{}", layout.shards, layout.stages));
+    ExpectGolden(DemoDirectory(), goldens[0], layout, /*chunk=*/7);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, DemoModel,
-                         testing::Values("golden_greedy_fp32.json", "golden_chat_fp32.json"),
+                         testing::Combine(testing::Values("golden_greedy_fp32.json",
+                                                          "golden_chat_fp32.json"),
+                                          testing::ValuesIn(TestBackends())),
                          [](const auto& name) {
-                           return std::string(name.index == 0 ? "Plain" : "Chat");
+                           const bool chat =
+                               std::string_view(std::get<0>(name.param)).find("chat") !=
+                               std::string_view::npos;
+                           return (chat ? "Chat_" : "Plain_") + std::get<1>(name.param).name;
                          });
 
 std::string TinyDirectory(const std::string& name) {
-  return kRoot + "/tests/data/models/" + name;
+  return SourcePath("tests/data/models/" + name);
 }
 
 std::vector<Reference> TinyReferences(const std::string& name) {
@@ -136,30 +183,39 @@ std::vector<Reference> TinyReferences(const std::string& name) {
   return references;
 }
 
-class TinyModel : public testing::TestWithParam<const char*> {};
+class TinyModel : public testing::TestWithParam<Case> {};
 
 TEST_P(TinyModel, LogitsAndTokensAreThoseOfTransformers) {
-  const std::vector<Reference> goldens = TinyReferences(GetParam());
+  const auto& [model, backend] = GetParam();
+  const std::vector<Reference> goldens = TinyReferences(model);
   ASSERT_GE(goldens.size(), 4u);
   for (const Reference& golden : goldens) {
     SCOPED_TRACE(fmt::format("prompt of {} tokens", golden.prompt.size()));
     ASSERT_FALSE(golden.logits.empty());
-    ExpectGolden(TinyDirectory(GetParam()), golden, {.positions = 256}, /*chunk=*/1000);
+    ExpectGolden(TinyDirectory(model), golden, {.positions = 256, .backend = backend},
+                 /*chunk=*/1000);
   }
 }
 
-TEST_P(TinyModel, AlsoOnFourRanksInSmallChunks) {
-  const std::vector<Reference> goldens = TinyReferences(GetParam());
+TEST_P(TinyModel, AlsoOnSeveralRanksInSmallChunks) {
+  const auto& [model, backend] = GetParam();
+  const std::vector<Reference> goldens = TinyReferences(model);
   ASSERT_FALSE(goldens.empty());
-  ExpectGolden(TinyDirectory(GetParam()), goldens.back(),
-               {.stages = 2, .shards = 2, .positions = 256}, /*chunk=*/7);
+  for (const HarnessOptions& layout : Layouts(backend, 256)) {
+    SCOPED_TRACE(fmt::format("tp{}pp{}", layout.shards, layout.stages));
+    ExpectGolden(TinyDirectory(model), goldens.back(), layout, /*chunk=*/7);
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, TinyModel,
-                         testing::Values("llama_tied", "llama_rope_llama3", "llama_rope_linear",
-                                         "llama_rope_yarn", "llama_biases", "mistral_head_dim",
-                                         "qwen2_sharded", "qwen3_tied", "iquestcoder"),
-                         [](const auto& name) { return std::string(name.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Golden, TinyModel,
+    testing::Combine(testing::Values("llama_tied", "llama_rope_llama3", "llama_rope_linear",
+                                     "llama_rope_yarn", "llama_biases", "mistral_head_dim",
+                                     "qwen2_sharded", "qwen3_tied", "iquestcoder"),
+                     testing::ValuesIn(TestBackends())),
+    [](const auto& name) {
+      return std::string(std::get<0>(name.param)) + "_" + std::get<1>(name.param).name;
+    });
 
 }  // namespace
 }  // namespace polyreme::model

@@ -1,5 +1,5 @@
 // Runs whole models by hand, without plans, sampling or gRPC: tokens in, logits out, on any layout
-// of ranks as threads.
+// of ranks as threads, on the CPU or with a GPU for each rank.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 
 #include "parallel/base/status.h"
 #include "parallel/plan/shard_plan.h"
+#include "tests/worker/test_backends.h"
 
 namespace polyreme::model {
 
@@ -25,8 +26,9 @@ struct HarnessOptions {
   plan::PlanOptions plan = {};
   int32_t num_threads = 1;  // of each rank
   int32_t num_slots = 4;
-  int64_t positions = 512;         // of the longest sequence
-  int64_t head_chunk_samples = 3;  // small, so that tests cross chunks
+  int64_t positions = 512;                // of the longest sequence
+  int64_t head_chunk_samples = 3;         // small, so that tests cross chunks
+  TestBackend backend = {.name = "cpu"};  // rank r has GPU r
 };
 
 // logits[step][row][token], padded rows cut off. The first error of any rank.

@@ -6,10 +6,11 @@
 #include <algorithm>
 #include <limits>
 
+#include "deploy/bench/rank_threads.h"
 #include "parallel/base/clock.h"
 #include "tests/worker/checkpoint_builder.h"
 #include "tests/worker/count_allocations.h"
-#include "deploy/bench/rank_threads.h"
+#include "tests/worker/test_backends.h"
 
 namespace polyreme::run {
 namespace {
@@ -25,7 +26,7 @@ step::StepLimits Limits() {
           .tokens_per_block = 8,
           .max_step_tokens = 32,
           .max_step_samples = 8,
-          .max_model_len = 64,
+          .max_model_len = 112,
           .vocabulary = 300,
           .max_steps_in_flight = 3};
 }
@@ -63,8 +64,12 @@ class RunTest : public ::testing::Test {
                                     weights::RandomTensors(*plan::ParseModelSpec(config), "F32"));
   }
   std::unique_ptr<RankThreads> Start(int32_t stages, int32_t shards,
-                                     const std::string& directory = Checkpoint()) {
+                                     const std::string& directory = Checkpoint(),
+                                     const TestBackend& backend = {.name = "cpu"}) {
     RankThreadsOptions options;
+    options.device = backend.device;
+    options.backend = backend.options();
+    options.patience = absl::Seconds(60);
     options.stages = stages;
     options.shards = shards;
     options.limits = Limits();
@@ -142,7 +147,9 @@ TEST_F(RunTest, AnAbortedRankEndsItsPeersWithinTheStep) {
   }
 }
 
-TEST_F(RunTest, NotFiniteLogitsEndOneSampleOnly) {
+class RunOnEach : public RunTest, public ::testing::WithParamInterface<TestBackend> {};
+
+TEST_P(RunOnEach, NotFiniteLogitsEndOneSampleOnly) {
   const std::string config = weights::TinyConfig(plan::ModelSpec::Family::kLlama);
   std::vector<weights::BuiltTensor> tensors =
       weights::RandomTensors(*plan::ParseModelSpec(config), "F32");
@@ -152,7 +159,8 @@ TEST_F(RunTest, NotFiniteLogitsEndOneSampleOnly) {
     tensor.bytes.replace(9 * 32 * sizeof(float), sizeof nan,
                          std::string(reinterpret_cast<const char*>(&nan), sizeof nan));
   }
-  const auto ranks = Start(1, 2, weights::WriteCheckpoint("nan", config, tensors));
+  const auto ranks = Start(1, std::min(2, GetParam().max_ranks),
+                           weights::WriteCheckpoint("nan", config, tensors), GetParam());
   ASSERT_NE(ranks, nullptr);
   step::StepPlan plan = FirstPlan();
   plan.opened.push_back(plan.opened[0]);
@@ -170,10 +178,23 @@ TEST_F(RunTest, NotFiniteLogitsEndOneSampleOnly) {
   EXPECT_FALSE(result->samples[1].finite);
   EXPECT_EQ(result->samples[1].token, 0);
   EXPECT_TRUE(result->samples[1].top.empty());
+  // The next step, which a GPU replays.
+  step::StepPlan next = NextPlan(1);
+  next.rows.push_back({SlotId{1}, 3, 1, step::TokenSource{StepId{0}, 1}});
+  next.tokens.push_back(0);
+  next.samples.push_back({step::Sample::Kind::kDraw, SlotId{1}, 1, 0});
+  ASSERT_TRUE(ranks->Submit(next).ok());
+  const auto second = ranks->Await();
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_TRUE(second->samples[0].finite);
+  EXPECT_FALSE(second->samples[1].finite);
 }
 
+INSTANTIATE_TEST_SUITE_P(Backends, RunOnEach, ::testing::ValuesIn(TestBackends()),
+                         [](const auto& name) { return name.param.name; });
+
 // One rank, driven by the test's own thread: no loop, no queue.
-class OneRankTest : public RunTest {
+class OneRankTest : public RunTest, public ::testing::WithParamInterface<TestBackend> {
  protected:
   void SetUp() override {
     const std::string directory = Checkpoint();
@@ -185,21 +206,33 @@ class OneRankTest : public RunTest {
     options.tokens_per_block = Limits().tokens_per_block;
     const auto plan = plan::ShardPlan::Make(*spec, *topology, options);
     ASSERT_TRUE(plan.ok()) << plan.status();
-    backend_ = *backend::MakeBackend("cpu", {.num_threads = 2});
+    backend::BackendOptions backend_options = GetParam().options();
+    backend_options.num_threads = 2;
+    auto backend = backend::MakeBackend(GetParam().device, backend_options);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    backend_ = *std::move(backend);
     weights::LoadOptions load;
     load.positions = Limits().max_model_len;
     weights_ = *weights::LoadShard(*checkpoint, *spec, *plan, load, backend_->packer());
-    const kv::KvLayout layout{.num_layers = 4, .tokens_per_block = 8, .kv_heads = 2, .head_dim = 8};
+    const kv::KvLayout layout{.num_layers = 4,
+                              .tokens_per_block = 8,
+                              .kv_heads = 2,
+                              .head_dim = 8,
+                              .dtype = backend_->ops().activation_dtype()};
     cache_ = std::make_unique<kv::KvCache>(
         *kv::KvCache::Make(backend_->device(), layout, Limits().num_blocks));
     comm::ProcessGroup::Options join;
-    join.kind = comm::ProcessGroup::Kind::kThreads;
+    join.nccl = backend_->communicators();
+    join.kind =
+        join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : comm::ProcessGroup::Kind::kThreads;
     join.epoch = Epoch{1};
     join.deadline = MonotonicNow() + absl::Seconds(10);
     join.hub = &hub_;
     group_ = *comm::ProcessGroup::Join(*topology, meet_, join);
-    runner_ = *ModelRunner::Make({backend_.get(), &weights_, cache_.get(), group_.get()},
-                                 {Limits(), Epoch{1}});
+    auto runner = ModelRunner::Make({backend_.get(), &weights_, cache_.get(), group_.get()},
+                                    {Limits(), Epoch{1}});
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    runner_ = *std::move(runner);
   }
 
   const absl::Time deadline_ = MonotonicNow() + absl::Seconds(30);
@@ -212,7 +245,7 @@ class OneRankTest : public RunTest {
   std::unique_ptr<ModelRunner> runner_;
 };
 
-TEST_F(OneRankTest, AStepTakesNoMemory) {
+TEST_P(OneRankTest, AStepTakesNoMemory) {
   ASSERT_TRUE(runner_->Enqueue(FirstPlan()).ok());
   for (int64_t id = 1; id < 25; ++id) {
     const step::StepPlan next = NextPlan(id);
@@ -232,7 +265,27 @@ TEST_F(OneRankTest, AStepTakesNoMemory) {
   EXPECT_EQ(runner_->stats().fed_back_tokens, 24);
 }
 
-TEST_F(OneRankTest, MoreStepsThanMayBeInFlightAreRefusedAndChangeNothing) {
+// Contexts grow from block to block, over what attention splits.
+TEST_P(OneRankTest, ManyStepsTakeNoMemoryOfTheDevice) {
+  step::StepPlan first = FirstPlan();
+  first.opened[0].blocks.clear();
+  for (int32_t block = 0; block < 14; ++block) first.opened[0].blocks.push_back(BlockId{block});
+  ASSERT_TRUE(runner_->Enqueue(first).ok());
+  ASSERT_TRUE(runner_->Enqueue(NextPlan(1)).ok());
+  ASSERT_TRUE(runner_->Collect(StepId{0}, deadline_).ok());
+  const int64_t free = backend_->device().FreeBytes();
+  for (int64_t id = 2; id <= 101; ++id) {
+    ASSERT_TRUE(runner_->Enqueue(NextPlan(id)).ok());
+    ASSERT_TRUE(runner_->Collect(StepId{id - 1}, deadline_).ok());
+  }
+  // What is free of the host's memory is everybody's doing.
+  if (GetParam().on_gpu()) {
+    EXPECT_EQ(backend_->device().FreeBytes(), free);
+  }
+  ASSERT_TRUE(runner_->Collect(StepId{101}, deadline_).ok());
+}
+
+TEST_P(OneRankTest, MoreStepsThanMayBeInFlightAreRefusedAndChangeNothing) {
   ASSERT_TRUE(runner_->Enqueue(FirstPlan()).ok());
   ASSERT_TRUE(runner_->Enqueue(NextPlan(1)).ok());
   ASSERT_TRUE(runner_->Enqueue(NextPlan(2)).ok());
@@ -243,7 +296,7 @@ TEST_F(OneRankTest, MoreStepsThanMayBeInFlightAreRefusedAndChangeNothing) {
   for (const int64_t id : {1, 2, 3}) EXPECT_TRUE(runner_->Collect(StepId{id}, deadline_).ok());
 }
 
-TEST_F(OneRankTest, PenaltiesCountWhatWasDrawnInStepsStillInFlight) {
+TEST_P(OneRankTest, PenaltiesCountWhatWasDrawnInStepsStillInFlight) {
   // A strong presence penalty makes each greedy token differ from all before it.
   step::StepPlan first = FirstPlan();
   first.opened[0].sampling = {.temperature = 0, .presence_penalty = 1000.0f};
@@ -259,6 +312,9 @@ TEST_F(OneRankTest, PenaltiesCountWhatWasDrawnInStepsStillInFlight) {
   std::sort(drawn.begin(), drawn.end());
   EXPECT_EQ(std::unique(drawn.begin(), drawn.end()), drawn.end());
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, OneRankTest, ::testing::ValuesIn(TestBackends()),
+                         [](const auto& name) { return name.param.name; });
 
 }  // namespace
 }  // namespace polyreme::run
