@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -159,6 +160,31 @@ TEST_F(DeviceSampler, FindsABorderAmongThousandsOfEquals) {
     if (s >= 3) spec.top_p = 0.5f;
   }
   Compare(samples);
+}
+
+TEST_F(DeviceSampler, ARowWithOneBadLogitFailsAlone) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const int64_t place : {0, 2047, 4096}) {
+      SCOPED_TRACE(fmt::format("{} at {}", bad, place));
+      SampleCase samples = RandomCase(5, 2, 4097, 9);
+      for (int64_t s = 0; s < 9; ++s) {
+        for (int64_t t = 0; t < 4097; ++t) samples.At(s, t) = static_cast<float>((t * 7 + s) % 31);
+        SampleSpec spec;
+        spec.slot = static_cast<int32_t>(s);
+        spec.temperature = s % 2 == 0 ? 0.0f : 1.0f;
+        samples.specs[static_cast<size_t>(s)] = spec;
+      }
+      samples.At(4, place) = samples.At(7, place) = bad;
+      OnDevice device(*backend_, *lane_, samples);
+      device.Run();
+      const SampleResults got = device.Results();
+      for (size_t s = 0; s < 9; ++s) {
+        EXPECT_EQ(got.outputs[s].finite != 0, s != 4 && s != 7) << "row " << s;
+      }
+      ExpectSameResults(samples, samples.RunOnCpu(1), got);
+    }
+  }
 }
 
 // 10^6 draws each, seeds and positions differing.
