@@ -440,11 +440,18 @@ def count_gpus():
 
 def main():
     options = parse_options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast is never needed, and where it is broken it hangs
     report = Report()
     with tempfile.TemporaryDirectory(prefix="polyreme-check-", ignore_cleanup_errors=True) as scratch:
         bench = Bench(options, report, scratch)
+
+        def leave(number, _):
+            for job in bench.jobs:  # first, so that no thread waits for an answer
+                job.end()
+            sys.exit(128 + number)
+
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, leave)
         try:
             for name in options.only.split(","):
                 started = time.monotonic()
