@@ -4,9 +4,21 @@
 #include <utility>
 
 namespace polyreme::sched {
+namespace {
+
+// One in so many blocks is left over by admission, for what the horizon did not foresee.
+constexpr int32_t kBlocksPerSpareBlock = 100;
+
+}  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits, BlockAllocator& blocks)
-    : limits_(limits), blocks_(blocks), cohorts_(limits.stages) {
+    : limits_(limits),
+      blocks_(blocks),
+      keys_(limits.cache_secret.has_value() ? *limits.cache_secret : KeyMaker::DrawSecret(),
+            limits.step.tokens_per_block),
+      horizon_(limits.step.tokens_per_block,
+               std::max(limits.step.tokens_per_block, limits.step.max_model_len)),
+      cohorts_(limits.stages) {
   CHECK(limits.max_num_seqs > 0 && limits.max_num_batched_tokens > 0 && limits.max_waiting > 0 &&
         limits.step.num_slots > 0 && limits.step.max_step_samples > 0);
   CHECK(limits.max_num_batched_tokens <= limits.step.max_step_tokens, "{} tokens of a step of {}",
@@ -17,6 +29,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits, BlockAllocator& blocks)
         blocks.tokens_per_block() == limits.step.tokens_per_block);
   for (int32_t i = limits.step.num_slots - 1; i >= 0; --i) free_slots_.push_back(SlotId{i});
   records_.resize(static_cast<size_t>(limits.stages + 1));
+  reusable_.reserve(static_cast<size_t>(limits.step.num_blocks));
 }
 
 Scheduler::~Scheduler() = default;
@@ -72,6 +85,8 @@ const step::StepPlan* Scheduler::Plan() {
     PlanCohort(cohort);
     if (builder_.empty()) continue;
     next_cohort_ = (cohort + 1) % limits_.stages;
+    // Each cohort grows once in as many steps as there are cohorts.
+    if (next_step_.value % limits_.stages == 0) horizon_.NoteStep();
     ++next_step_.value;
     ++num_in_flight_;
     return &builder_.Finish(closed_);
@@ -82,8 +97,12 @@ const step::StepPlan* Scheduler::Plan() {
 void Scheduler::PlanCohort(int32_t cohort) {
   const int64_t preemptions_before = num_preemptions_;
   PlanRunning(cohort);
-  // Blocks were just taken from somebody who runs: this is no time to let others in.
-  if (num_preemptions_ == preemptions_before) PlanWaiting(cohort);
+  if (num_preemptions_ == preemptions_before) {
+    PlanWaiting(cohort);
+  } else {
+    // Blocks were just taken from somebody who runs: this is no time to let others in.
+    horizon_.NotePreemption();
+  }
   // Whoever could be let in has been; what is still uneven came from sequences that ended.
   cohorts_.Balance(cohort);
 }
@@ -106,10 +125,13 @@ void Scheduler::PlanWaiting(int32_t cohort) {
     Sequence& sequence = **waiting_.begin();
     // After a preemption its last steps may still be in flight: their tokens belong into the slot.
     if (sequence.steps_in_flight() > 0 || builder_.RoomFor(sequence) == 0) return;
-    const std::optional<Donor> donor = FindDonor(sequence);
-    if (!donor.has_value()) return;
-    if (!FitsBesideRunning(Demand(sequence) - donor->num_blocks)) return;
-    Open(sequence, cohort, *donor);
+    const int64_t room = UnpromisedBlocks();
+    if (room <= 0 || !FindReusable(sequence)) return;
+    // Blocks that somebody refers to cost nothing; those that are only cached are free ones.
+    const auto shared = std::count_if(reusable_.begin(), reusable_.end(),
+                                      [&](BlockId b) { return blocks_.references(b) > 0; });
+    if (Demand(sequence) - shared > room) return;
+    Open(sequence, cohort);
     TryAddRow(sequence);
     CHECK(sequence.last_step() == next_step_, "sequence {} was opened without a row",
           sequence.id().value);
@@ -120,7 +142,13 @@ void Scheduler::TryAddRow(Sequence& sequence) {
   const int32_t wanted = builder_.RoomFor(sequence);
   if (wanted == 0) return;
   const int32_t num_tokens = Reserve(sequence, wanted);
-  if (num_tokens > 0) builder_.AddRow(sequence, num_tokens);
+  if (num_tokens == 0) return;
+  builder_.AddRow(sequence, num_tokens);
+  Publish(sequence);
+}
+
+void Scheduler::Publish(Sequence& sequence) {
+  if (limits_.enable_prefix_caching) sequence.PublishBlocks(keys_, blocks_);
 }
 
 int32_t Scheduler::Reserve(Sequence& sequence, int32_t wanted) {
@@ -149,51 +177,66 @@ std::optional<BlockId> Scheduler::TakeByPreempting(const Sequence& sequence) {
 }
 
 int32_t Scheduler::Demand(const Sequence& sequence) const {
-  const int32_t grown =
-      std::min(sequence.num_known() + limits_.step.tokens_per_block, sequence.max_positions());
+  const int64_t grown = std::min<int64_t>(int64_t{sequence.num_known()} + horizon_.tokens(),
+                                          sequence.max_positions());
   const int32_t held = static_cast<int32_t>(sequence.blocks().size());
-  return std::max(0, blocks_.BlocksFor(grown) - held);
+  return std::max(0, blocks_.BlocksFor(static_cast<int32_t>(grown)) - held);
 }
 
-bool Scheduler::FitsBesideRunning(int32_t demand) const {
-  int64_t promised = demand;
+int64_t Scheduler::UnpromisedBlocks() const {
+  if (num_running() == 0) return blocks_.num_free();
+  int64_t promised = blocks_.num_blocks() / kBlocksPerSpareBlock;
   for (int32_t cohort = 0; cohort < cohorts_.num_cohorts(); ++cohort) {
     for (const Sequence* running : cohorts_.at(cohort)) promised += Demand(*running);
   }
-  return promised <= blocks_.num_free();
+  return blocks_.num_free() - promised;
 }
 
-std::optional<Scheduler::Donor> Scheduler::FindDonor(const Sequence& sequence) const {
-  if (!sequence.group().has_value()) return Donor{};
-  // The last token is run by each, since it draws from it.
-  const int32_t most = std::min(sequence.num_prompt_tokens(), sequence.num_tokens() - 1);
-  const int32_t num_blocks = most / limits_.step.tokens_per_block;
+bool Scheduler::FindReusable(Sequence& sequence) {
+  reusable_.clear();
+  const int32_t num_reusable = sequence.num_reusable() / limits_.step.tokens_per_block;
+  for (int32_t i = 0; limits_.enable_prefix_caching && i < num_reusable; ++i) {
+    const std::optional<BlockId> found = blocks_.Find(sequence.KeyOf(i, keys_));
+    if (!found.has_value()) break;
+    reusable_.push_back(*found);
+  }
+  if (!sequence.group().has_value()) return true;
+  const int32_t of_prompt =
+      std::min(num_reusable, sequence.num_prompt_tokens() / limits_.step.tokens_per_block);
   bool one_runs = false;
   for (int32_t cohort = 0; cohort < cohorts_.num_cohorts(); ++cohort) {
     for (const Sequence* running : cohorts_.at(cohort)) {
+      if (std::ssize(reusable_) >= of_prompt) return true;
       if (running->group() != sequence.group()) continue;
-      if (running->num_planned() >= num_blocks * limits_.step.tokens_per_block) {
-        return Donor{running, num_blocks};
-      }
       one_runs = true;
+      if (running->num_planned() < of_prompt * limits_.step.tokens_per_block) continue;
+      reusable_.assign(running->blocks().begin(), running->blocks().begin() + of_prompt);
     }
   }
-  if (one_runs) return std::nullopt;
-  return Donor{};
+  return std::ssize(reusable_) >= of_prompt || !one_runs;
 }
 
-void Scheduler::Open(Sequence& sequence, int32_t cohort, Donor donor) {
+void Scheduler::Open(Sequence& sequence, int32_t cohort) {
   waiting_.erase(&sequence);
   sequence.ReserveMemory(limits_.step.tokens_per_block);
-  for (int32_t i = 0; i < donor.num_blocks; ++i) {
-    const BlockId block = donor.sequence->blocks()[static_cast<size_t>(i)];
+  for (const BlockId block : reusable_) {
     blocks_.Share(block);
     sequence.AddBlock(block);
   }
-  sequence.Open(free_slots_.back(), donor.num_blocks * limits_.step.tokens_per_block);
+  const bool is_new = sequence.num_cached_tokens() < 0;
+  sequence.Open(free_slots_.back(),
+                static_cast<int32_t>(reusable_.size()) * limits_.step.tokens_per_block);
   free_slots_.pop_back();
   cohorts_.Insert(cohort, &sequence);
   builder_.Open(sequence);
+  if (!is_new || !limits_.enable_prefix_caching || sequence.scores_prompt()) return;
+  counts_.queries += sequence.num_prompt_tokens();
+  counts_.hits += sequence.num_cached_tokens();
+}
+
+int32_t Scheduler::NumCachedTokens(SequenceId id) const {
+  const auto found = sequences_.find(id);
+  return found == sequences_.end() ? 0 : std::max(0, found->second->num_cached_tokens());
 }
 
 void Scheduler::LeaveRunning(Sequence& sequence, Sequence::State next) {
@@ -252,6 +295,8 @@ void Scheduler::CommitRow(const RowRecord& row, const step::StepResult& result) 
   for (int32_t i = row.first_sample; i < row.first_sample + num_samples; ++i) {
     const step::SampleResult& sample = result.samples[static_cast<size_t>(i)];
     if (!sample.finite) {
+      // If a device made these and not the model, nobody else is to begin with them.
+      for (const BlockId block : sequence.blocks()) blocks_.Forget(block);
       events_.push_back({id, Kind::kEnd, 0, -1, Finish::kNotFinite});
       return End(sequence);
     }
@@ -261,6 +306,7 @@ void Scheduler::CommitRow(const RowRecord& row, const step::StepResult& result) 
       continue;
     }
     const Finish finish = sequence.CommitDraw(sample.token);
+    if (sequence.state() == Sequence::State::kRunning) Publish(sequence);
     events_.push_back({id, Kind::kToken, sample.token, i, finish});
     if (finish != Finish::kNone) return End(sequence);
   }
@@ -284,6 +330,7 @@ void Scheduler::Rewind(Epoch epoch) {
     }
   }
   closed_.clear();  // the workers start with an empty slot table
+  blocks_.ForgetAll();
   for (auto it = sequences_.begin(); it != sequences_.end();) {
     it->second->ForgetSteps();
     const auto current = it++;

@@ -8,19 +8,33 @@
 // parallelism the running sequences are dealt into one cohort per stage and a step carries one
 // cohort.
 //
+// Admission looks ahead: a sequence is let in only if the blocks that those who run will need
+// within the growth horizon are left over, so that a full cache makes others wait instead of
+// preempting in circles.
+//
+// Full blocks are published under keys that name all tokens up to their end, and found by whoever
+// begins with the same tokens. A block may be found as soon as the step that fills it is planned:
+// every worker runs steps in order, and within a step each layer writes all rows' keys and values
+// before any row attends, so whoever is planned later, or later in the same plan, reads what was
+// written. Pipeline stages and cohorts change nothing: a stage is some of the layers, and sees the
+// same order.
+//
 // Blocks are freed at once, although steps in flight may still use them: every worker runs steps in
 // order, so whoever takes a block next writes it after its last reader.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
 #include "coordinator/sched/block_allocator.h"
+#include "coordinator/sched/block_key.h"
 #include "coordinator/sched/cohorts.h"
+#include "coordinator/sched/growth_horizon.h"
 #include "coordinator/sched/plan_builder.h"
 #include "coordinator/sched/sequence.h"
 #include "parallel/base/ids.h"
@@ -35,6 +49,17 @@ struct SchedulerLimits {
   int32_t max_num_seqs = 1;            // running at once
   int32_t max_num_batched_tokens = 1;  // of one step
   int32_t max_waiting = 1;             // that Admit may queue
+  // Off: only the choices of one request share blocks, and only while one of them runs.
+  bool enable_prefix_caching = true;
+  // Of the keys of cached blocks. Absent: drawn from the system. No plan depends on it.
+  std::optional<SipHash128::Secret> cache_secret = {};
+};
+
+// Since the start, in prompt tokens of sequences that ran for the first time.
+struct PrefixCacheCounts {
+  int64_t queries = 0;  // looked up
+  int64_t hits = 0;     // found, and not computed
+  friend bool operator==(const PrefixCacheCounts&, const PrefixCacheCounts&) = default;
 };
 
 // What a committed step did for one sequence.
@@ -76,14 +101,18 @@ class Scheduler {
   // Takes the answer to the oldest step in flight. Events are valid until the next call. Internal
   // if it answers something else.
   absl::StatusOr<absl::Span<const TokenEvent>> Commit(const step::StepResult& result);
-  // Forgets all cache and all steps in flight, keeps all tokens: what ran waits again, in order.
-  // Steps count from 0.
+  // Forgets all cache, the prefixes too, and all steps in flight; keeps all tokens: what ran waits
+  // again, in order. Steps count from 0.
   void Rewind(Epoch epoch);
 
   int32_t num_running() const { return cohorts_.size(); }
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
   int32_t num_in_flight() const { return num_in_flight_; }
   int64_t num_preemptions() const { return num_preemptions_; }
+  const PrefixCacheCounts& prefix_cache_counts() const { return counts_; }
+  // Prompt tokens of a sequence that were not computed for it when it first ran; 0 until then and
+  // of sequences that have ended.
+  int32_t NumCachedTokens(SequenceId sequence) const;
   const SchedulerLimits& limits() const { return limits_; }
 
  private:
@@ -99,34 +128,37 @@ class Scheduler {
   // Returns how many fit.
   int32_t Reserve(Sequence& sequence, int32_t wanted);
   std::optional<BlockId> TakeByPreempting(const Sequence& sequence);
-  // Blocks that `sequence` lacks to hold all its tokens and grow by one block.
+  // Blocks that `sequence` lacks to hold all its tokens and grow to the horizon.
   int32_t Demand(const Sequence& sequence) const;
-  bool FitsBesideRunning(int32_t demand) const;
-  // Who holds the full blocks of this sequence's prompt, and how many it may share. No member of
-  // its group runs: nobody and none. nullopt: one is still on its way through the prompt, and
-  // waiting for it is cheaper than to compute it twice.
-  struct Donor {
-    const Sequence* sequence = nullptr;
-    int32_t num_blocks = 0;
-  };
-  std::optional<Donor> FindDonor(const Sequence& sequence) const;
-  void Open(Sequence& sequence, int32_t cohort, Donor donor);
+  // Blocks that are free and not promised to those who run; may be negative.
+  int64_t UnpromisedBlocks() const;
+  // Fills reusable_ with the blocks at the beginning of this sequence that need not be computed.
+  // False: one of its group is still on its way through the prompt, and waiting for it is cheaper
+  // than to compute it twice.
+  bool FindReusable(Sequence& sequence);
+  // Opens it with reusable_.
+  void Open(Sequence& sequence, int32_t cohort);
   // Gives slot and blocks back; the next plan closes the slot.
   void LeaveRunning(Sequence& sequence, Sequence::State next);
   void Preempt(Sequence& sequence);
   void End(Sequence& sequence);
   void CommitRow(const RowRecord& row, const step::StepResult& result);
+  // After `sequence` got a row or a token.
+  void Publish(Sequence& sequence);
 
   StepRecord& RecordAt(int32_t age);
 
   const SchedulerLimits limits_;
   BlockAllocator& blocks_;
+  const KeyMaker keys_;
+  GrowthHorizon horizon_;
   absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>>
       sequences_;  // until ended and committed
   std::set<Sequence*, ByOrder> waiting_;
   Cohorts cohorts_;
   std::vector<SlotId> free_slots_;  // a stack
   std::vector<SlotId> closed_;      // that the next plan closes
+  std::vector<BlockId> reusable_;   // that FindReusable found
   PlanBuilder builder_;
   std::vector<StepRecord> records_;  // a ring: in flight, oldest first, from oldest_ on
   int32_t oldest_ = 0;
@@ -137,6 +169,7 @@ class Scheduler {
   int32_t next_cohort_ = 0;
   int64_t next_arrival_ = 0;
   int64_t num_preemptions_ = 0;
+  PrefixCacheCounts counts_;
 };
 
 }  // namespace polyreme::sched

@@ -36,6 +36,11 @@ bool Sequence::DrawsAfter(int32_t num_tokens) const {
   return num_planned_ + num_tokens == num_known() && max_output_tokens_ > 0;
 }
 
+int32_t Sequence::num_reusable() const {
+  const bool scores = options_.scores_prompt && num_scored_ + 1 < num_prompt_tokens_;
+  return scores ? num_scored_ : num_tokens() - 1;
+}
+
 void Sequence::Open(SlotId slot, int32_t first_position) {
   CHECK(state_ == State::kWaiting && steps_in_flight_ == 0 && draws_in_flight_ == 0,
         "sequence {} cannot be opened", id().value);
@@ -43,6 +48,9 @@ void Sequence::Open(SlotId slot, int32_t first_position) {
   slot_ = slot;
   num_planned_ = first_position;
   num_score_planned_ = 1 + num_scored_;
+  if (num_cached_tokens_ < 0) num_cached_tokens_ = std::min(first_position, num_prompt_tokens_);
+  // Shared blocks are known to whoever was to know them.
+  num_blocks_published_ = static_cast<int32_t>(blocks_.size());
 }
 
 void Sequence::PlanRow(int32_t num_tokens, StepId step, std::optional<int32_t> draw) {
@@ -88,6 +96,26 @@ void Sequence::ReleaseBlocks(BlockAllocator& allocator) {
     blocks_.pop_back();
   }
   num_blocks_sent_ = 0;
+  num_blocks_published_ = 0;
+}
+
+const BlockKey& Sequence::KeyOf(int32_t index, const KeyMaker& keys) {
+  while (std::ssize(keys_) <= index) {
+    const size_t block_size = static_cast<size_t>(keys.tokens_per_block());
+    const absl::Span<const TokenId> tokens =
+        absl::MakeConstSpan(tokens_).subspan(keys_.size() * block_size, block_size);
+    keys_.push_back(keys.Next(keys_.empty() ? keys.Root(options_.scope) : keys_.back(), tokens));
+  }
+  return keys_[static_cast<size_t>(index)];
+}
+
+void Sequence::PublishBlocks(const KeyMaker& keys, BlockAllocator& allocator) {
+  const int32_t end = std::min(num_planned_, num_tokens());
+  while ((num_blocks_published_ + 1) * keys.tokens_per_block() <= end) {
+    allocator.Publish(KeyOf(num_blocks_published_, keys),
+                      blocks_[static_cast<size_t>(num_blocks_published_)]);
+    ++num_blocks_published_;
+  }
 }
 
 absl::Span<const BlockId> Sequence::unsent_blocks() const {
@@ -97,6 +125,7 @@ absl::Span<const BlockId> Sequence::unsent_blocks() const {
 void Sequence::ReserveMemory(int32_t tokens_per_block) {
   tokens_.reserve(static_cast<size_t>(num_prompt_tokens_ + max_output_tokens_));
   blocks_.reserve(static_cast<size_t>(max_positions() / tokens_per_block + 1));
+  keys_.reserve(blocks_.capacity());
 }
 
 }  // namespace polyreme::sched

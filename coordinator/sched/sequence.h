@@ -8,6 +8,7 @@
 
 #include "absl/types/span.h"
 #include "coordinator/sched/block_allocator.h"
+#include "coordinator/sched/block_key.h"
 #include "parallel/base/ids.h"
 #include "parallel/step/step_plan.h"
 
@@ -42,6 +43,7 @@ struct SequenceOptions {
   // Sequences of one group have the same prompt: its full blocks are computed once and shared while
   // one of them runs.
   std::optional<SequenceId> group;
+  CacheScope scope;  // of its blocks in the prefix cache
 };
 
 // State machine: waiting -> running -> finished, and running -> waiting when preempted or rewound.
@@ -91,6 +93,12 @@ class Sequence {
   StepId last_step() const { return last_step_; }
   SlotId slot() const { return slot_; }
 
+  // Positions at the beginning that need not be computed if a cache holds them: not the last, which
+  // the next token is drawn from, and none whose score is still asked for.
+  int32_t num_reusable() const;
+  // Of these positions, the prompt's that the cache held when the sequence first ran; -1 until
+  // then.
+  int32_t num_cached_tokens() const { return num_cached_tokens_; }
   // The slot is open from now on; the next row starts at `first_position`, whose predecessors are
   // in shared blocks.
   void Open(SlotId slot, int32_t first_position);
@@ -112,6 +120,11 @@ class Sequence {
   const std::vector<BlockId>& blocks() const { return blocks_; }
   void AddBlock(BlockId block) { blocks_.push_back(block); }
   void ReleaseBlocks(BlockAllocator& allocator);
+  // The key of block number `index`, all of whose tokens are committed. Reckoned once.
+  const BlockKey& KeyOf(int32_t index, const KeyMaker& keys);
+  // Publishes those of its full blocks whose tokens are committed and whose last position is
+  // planned.
+  void PublishBlocks(const KeyMaker& keys, BlockAllocator& allocator);
   // Blocks that no plan has told the workers of yet.
   absl::Span<const BlockId> unsent_blocks() const;
   void MarkBlocksSent() { num_blocks_sent_ = blocks_.size(); }
@@ -131,6 +144,9 @@ class Sequence {
   SlotId slot_{-1};
   std::vector<BlockId> blocks_;
   size_t num_blocks_sent_ = 0;
+  std::vector<BlockKey> keys_;  // of the first blocks; they outlive the blocks
+  int32_t num_blocks_published_ = 0;
+  int32_t num_cached_tokens_ = -1;
   int32_t num_planned_ = 0;
   int32_t num_score_planned_ = 1;
   int32_t draws_in_flight_ = 0;

@@ -68,6 +68,7 @@ SchedulerLimits SmallLimits() {
   limits.max_num_seqs = 4;
   limits.max_num_batched_tokens = 16;
   limits.max_waiting = 8;
+  limits.enable_prefix_caching = false;
   return limits;
 }
 

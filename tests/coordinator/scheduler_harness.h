@@ -20,7 +20,7 @@ namespace polyreme::sched {
 
 void PrintTo(const TokenEvent& event, std::ostream* out);
 
-// 4 slots, 8 blocks of 4 tokens, one stage.
+// 4 slots, 8 blocks of 4 tokens, one stage; no prefix cache, so that who gets which block is plain.
 SchedulerLimits SmallLimits();
 
 class SchedulerHarness {

@@ -12,7 +12,7 @@
 namespace polyreme::sched {
 namespace {
 
-constexpr uint64_t kSeeds = 3000;
+constexpr uint64_t kSeeds = 8000;
 
 // What a request gets when it runs alone and nothing limits it.
 struct Outcome {
@@ -57,7 +57,7 @@ Outcome RunAlone(const SequenceOptions& request, int32_t vocabulary) {
 class Story {
  public:
   explicit Story(uint64_t seed) : random_(seed), h_(RandomLimits()) {}
-  int64_t num_preemptions() const { return h_.scheduler.num_preemptions(); }
+  const Scheduler& scheduler() const { return h_.scheduler; }
 
   void Run() {
     const int num_requests = Between(1, 24);
@@ -109,6 +109,7 @@ class Story {
     limits.max_num_seqs = Between(1, 8);
     limits.max_num_batched_tokens = Between(1, 24);
     limits.max_waiting = 64;
+    limits.enable_prefix_caching = Between(0, 3) != 0;
     limits.step = {.num_slots = limits.max_num_seqs + Between(0, 2),
                    .num_blocks = 8,
                    .tokens_per_block = Between(1, 5),
@@ -125,7 +126,14 @@ class Story {
     request.id = SequenceId{id};
     const int32_t capacity = h_.limits.step.num_blocks * h_.limits.step.tokens_per_block;
     const int32_t length = Between(1, std::min(capacity, 40));
-    for (int32_t i = 0; i < length; ++i) {
+    // Half of them begin as another began, or went on.
+    if (!texts_.empty() && Between(0, 1) == 0) {
+      const auto& text =
+          texts_[static_cast<size_t>(Between(0, static_cast<int>(texts_.size()) - 1))];
+      const int32_t common = Between(0, std::min(length, static_cast<int32_t>(text.size())));
+      request.prompt.assign(text.begin(), text.begin() + common);
+    }
+    while (std::ssize(request.prompt) < length) {
       const TokenId token = Between(0, 39);
       request.prompt.push_back(token == FakeWorker::kPoison && Between(0, 9) != 0 ? 14 : token);
     }
@@ -136,12 +144,14 @@ class Story {
     if (Between(0, 3) == 0) request.stop.stop_tokens = {5, 6};
     request.scores_prompt = request.stop.max_tokens == 0 || Between(0, 4) == 0;
     request.priority = Between(0, 5) == 0 ? Between(-1, 1) : 0;
+    if (Between(0, 5) == 0) request.scope.salt = "another";
     // Sometimes another choice of the prompt before.
     if (!last_.prompt.empty() && Between(0, 2) == 0) {
       request.prompt = last_.prompt;
       request.stop = last_.stop;
       request.scores_prompt = false;
       request.priority = last_.priority;
+      request.scope = last_.scope;
       if (!last_.group.has_value()) last_.group = SequenceId{-id};
       request.group = last_.group;
       if (request.stop.max_tokens == 0) request.stop.max_tokens = 1;
@@ -149,7 +159,9 @@ class Story {
       request.group = SequenceId{-id};
     }
     last_ = request;
-    expected_[request.id] = RunAlone(request, h_.limits.step.vocabulary);
+    const Outcome& outcome = expected_[request.id] = RunAlone(request, h_.limits.step.vocabulary);
+    texts_.push_back(request.prompt);
+    texts_.back().insert(texts_.back().end(), outcome.output.begin(), outcome.output.end());
     const absl::Status admitted = h_.Add(std::move(request));
     EXPECT_TRUE(admitted.ok()) << Message(admitted);
   }
@@ -215,19 +227,23 @@ class Story {
   std::map<SequenceId, Outcome> got_;
   std::deque<std::set<int64_t>> in_flight_;
   SequenceOptions last_;
+  std::vector<std::vector<TokenId>> texts_;  // prompts and what follows them
   int64_t epoch_ = 1;
 };
 
 TEST(SchedulerProperty, EachSequenceGetsWhatItWouldGetAlone) {
   int64_t num_preemptions = 0;
+  int64_t num_hits = 0;
   for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Story story(seed);
     story.Run();
     if (HasFailure()) return;
-    num_preemptions += story.num_preemptions();
+    num_preemptions += story.scheduler().num_preemptions();
+    num_hits += story.scheduler().prefix_cache_counts().hits;
   }
   EXPECT_GT(num_preemptions, static_cast<int64_t>(kSeeds) / 4) << "blocks were hardly ever short";
+  EXPECT_GT(num_hits, static_cast<int64_t>(kSeeds) * 10) << "hardly anything was reused";
 }
 
 }  // namespace
