@@ -40,7 +40,7 @@ void RunOnPool(
 }
 
 absl::StatusOr<Json> ParseBody(const HttpRequest& request) {
-  absl::StatusOr<Json> body = Json::Parse(request.body);
+  absl::StatusOr<Json> body = Json::Parse(request.body, {.values_max = limits::kMaxHttpJsonValues});
   if (!body.ok()) return Annotate(body.status(), "body");
   return body;
 }

@@ -13,7 +13,8 @@ namespace {
 // the C++ stack.
 class Builder final : public nlohmann::json_sax<nlohmann::json> {
  public:
-  explicit Builder(int32_t depth_max) : depth_max_(depth_max) {}
+  explicit Builder(const Json::ParseOptions& options)
+      : depth_max_(options.depth_max), values_max_(options.values_max) {}
 
   bool null() override { return Add(Json()); }
   bool boolean(bool value) override { return Add(Json(value)); }
@@ -65,7 +66,12 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
     error_ = std::move(why);
     return false;
   }
+  bool Count() {
+    if (++num_values_ <= values_max_) return true;
+    return Refuse(fmt::format("more than {} values", values_max_));
+  }
   bool Open(Json container) {
+    if (!Count()) return false;
     if (std::ssize(stack_) >= depth_max_) {
       return Refuse(fmt::format("nested deeper than {} levels", depth_max_));
     }
@@ -75,9 +81,10 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   bool CloseTop() {
     Json done = std::move(stack_.back().value);
     stack_.pop_back();
-    return Add(std::move(done));
+    return Put(std::move(done));
   }
-  bool Add(Json value) {
+  bool Add(Json value) { return Count() && Put(std::move(value)); }
+  bool Put(Json value) {
     if (stack_.empty()) {
       result_ = std::move(value);
       return true;
@@ -92,6 +99,8 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   const int32_t depth_max_;
+  const int64_t values_max_;
+  int64_t num_values_ = 0;
   std::vector<Frame> stack_;
   Json result_;
   std::string error_;
@@ -212,7 +221,7 @@ absl::StatusOr<Json> Json::Parse(std::string_view text, const ParseOptions& opti
   }
   if (text.starts_with("\xEF\xBB\xBF"))
     return InvalidArgument("JSON starts with a byte order mark");
-  Builder builder(options.depth_max);
+  Builder builder(options);
   try {
     if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
       return InvalidArgument("invalid JSON: {}", builder.error());

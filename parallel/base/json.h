@@ -49,6 +49,7 @@ class Json {
   struct ParseOptions {
     int32_t depth_max = limits::kMaxJsonDepth;
     int64_t bytes_max = limits::kMaxJsonBytes;
+    int64_t values_max = limits::kMaxJsonValues;  // of any kind, containers included
   };
   // InvalidArgument with the byte offset and what was expected.
   static absl::StatusOr<Json> Parse(std::string_view text, const ParseOptions& options);

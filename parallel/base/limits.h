@@ -73,6 +73,10 @@ inline constexpr int64_t kMaxTemplateWorkBytes = int64_t{256} << 20;  // text co
 // JSON.
 inline constexpr int32_t kMaxJsonDepth = 64;
 inline constexpr int64_t kMaxJsonBytes = int64_t{512} << 20;
+// A value takes 40 bytes of memory or more, and two bytes of text: of files, and of what the public
+// sends.
+inline constexpr int64_t kMaxJsonValues = int64_t{16} << 20;
+inline constexpr int64_t kMaxHttpJsonValues = int64_t{4} << 20;
 
 // HTTP.
 inline constexpr int64_t kMaxHttpHeaderBytes = 32 << 10;
