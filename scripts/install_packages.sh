@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs from Debian what polyreme needs and is missing; does nothing when all is there.
-#   scripts/install_packages.sh [--test] [--cuda]
+#   scripts/install_packages.sh [--test] [--cuda] [--fuzz]
 #     (none)  to build and run
 #     --test  to run the test suite too
+#     --fuzz  to build the fuzz targets (clang for its libFuzzer)
 #     --cuda  to build the CUDA plugin and bundles too; the CUDA toolkit (nvcc) itself does not come from Debian
 set -euo pipefail
 
@@ -17,7 +18,8 @@ for argument in "$@"; do
   case "$argument" in
     --test) packages+=(libgtest-dev libgmock-dev ccache lld python3 git munge slurmctld slurmd slurm-client) ;;
     --cuda) packages+=(ccache lld python3 python3-pip patchelf zstd) ;;
-    *) echo "usage: $0 [--test] [--cuda]" >&2; exit 2 ;;
+    --fuzz) packages+=(clang-14 libclang-rt-14-dev lld) ;;
+    *) echo "usage: $0 [--test] [--cuda] [--fuzz]" >&2; exit 2 ;;
   esac
 done
 

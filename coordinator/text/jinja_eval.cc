@@ -451,7 +451,7 @@ class Interpreter {
       }
     }
     for (const auto& [name, value] : arguments.keywords) {
-      const auto is_named = [&](const Macro::Parameter& p) { return p.name == name; };
+      const auto is_named = [&name = name](const Macro::Parameter& p) { return p.name == name; };
       const auto found = std::find_if(macro.parameters.begin(), macro.parameters.end(), is_named);
       const auto index = static_cast<size_t>(found - macro.parameters.begin());
       if (found != macro.parameters.end() && index >= arguments.positional.size()) {

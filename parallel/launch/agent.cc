@@ -42,7 +42,8 @@ absl::StatusOr<pid_t> Spawn(const ChildSpec& spec) {
   std::vector<std::string> variables;
   for (char** entry = environ; *entry != nullptr; ++entry) variables.emplace_back(*entry);
   for (const auto& [name, value] : spec.environment) {
-    std::erase_if(variables, [&](const std::string& v) { return v.starts_with(name + "="); });
+    std::erase_if(variables,
+                  [&name = name](const std::string& v) { return v.starts_with(name + "="); });
     variables.push_back(name + "=" + value);
   }
   const auto pointers = [](const std::vector<std::string>& strings) {
