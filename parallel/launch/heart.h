@@ -56,9 +56,9 @@ class HeartMonitor {
   void Take(std::string_view bytes, absl::Time now);
   // A child was started: it is silent until its first beat.
   void Reset();
-  // The child beats no more. `looked`: when the agent looked before; time in which the agent itself
-  // did not run does not count.
+  // The child has begun to beat and beats no more.
   bool IsSilent(absl::Time now) const;
+  // The agent itself did not run for so long: that is nobody's silence.
   void Forgive(absl::Duration lost) { last_ += lost; }
   absl::Duration silence(absl::Time now) const { return now - last_; }
   bool has_served() const { return has_served_; }
