@@ -3,7 +3,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -29,6 +31,8 @@ using Outbox = BoundedQueue<pb::CoordinatorMessage>;
 constexpr size_t kOutboxCapacity = limits::kMaxStepsInFlight + 8;
 // Loading has no size known in advance; a rank that reports no progress for this long is stuck.
 constexpr absl::Duration kLoadPatience = absl::Seconds(300);
+// Until the stream of a rank's former process is seen to have ended.
+constexpr absl::Duration kReplacedPeerPatience = absl::Seconds(12);
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), Message(status));
@@ -46,23 +50,29 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
         peers_(PeerIdentity{0, options.topology.world_size(), "", 0, options.build_id,
                             options.settings, options.checkpoint, ""},
                options.allow_shared_device),
-        results_(options.topology.world_size(), options.epoch) {}
+        results_(options.topology.world_size(), options.epoch),
+        epoch_(options.epoch.value) {}
 
   absl::Status Listen();
   std::string address() const { return fmt::format("{}:{}", options_.listen_address, port_); }
   absl::Status WaitUntilReady();
-  absl::Status failure() const { return peers_.failure(); }
+  absl::Status final_failure() const { return peers_.failure(); }
   int32_t num_blocks() const { return num_blocks_; }
   std::vector<RankReport> reports() const;
   void Stop(const absl::Status& why, absl::Time deadline);
 
+  // For good.
   void Fail(absl::Status why);
+  // Costs `epoch` if it still runs and all have served before, otherwise the launch.
+  void Lose(Epoch epoch, absl::Status why);
 
   // WorkerLink.
   absl::Status Submit(const step::StepPlan& plan) override;
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) override {
     return results_.Await(step, deadline);
   }
+  absl::Status failure() const override { return peers_.loss(); }
+  absl::StatusOr<Epoch> Recover(const absl::Status& why) override;
   void Abort(Epoch epoch) noexcept override;
 
   // pb::Cluster::Service.
@@ -79,8 +89,13 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
  private:
   absl::Status CheckProof(const grpc::ServerContext& context, std::string_view method);
   void OnMessage(int32_t rank, const pb::WorkerMessage& message);
+  void OnFailed(int32_t rank, const pb::Failed& failed);
   absl::Status WaitUntilLoaded();
   absl::StatusOr<int32_t> ChooseNumBlocks() const;
+  absl::Status StartEpoch();
+  absl::Status CountRestart(const absl::Status& why);
+  absl::Status BeginNextEpoch(const absl::Status& why);
+  Epoch epoch() const { return Epoch{epoch_.load()}; }
   absl::Status Broadcast(const pb::CoordinatorMessage& message);
   void CloseStreams(absl::Time deadline);
 
@@ -92,6 +107,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   int32_t num_blocks_ = 0;
+  std::atomic<int64_t> epoch_;
+  std::deque<absl::Time> restarts_;  // engine thread
 
   mutable std::mutex mutex_;
   std::condition_variable streams_changed_;
@@ -134,8 +151,14 @@ grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinReq
   const PeerIdentity identity{request->rank(),       request->world_size(), request->host(),
                               request->pid(),        request->build_id(),   request->config(),
                               request->checkpoint(), request->device()};
-  if (absl::Status s = peers_.Join(identity); !s.ok()) return ToGrpc(s);
-  reply->set_epoch(options_.epoch.value);
+  absl::Status joined = peers_.Join(identity);
+  if (absl::IsAlreadyExists(joined) && peers_.has_served()) {
+    // Its agent may know of the former process's end before its stream here does.
+    peers_.WaitUntilAbsent(identity.rank, MonotonicNow() + kReplacedPeerPatience);
+    joined = peers_.Join(identity);
+  }
+  if (!joined.ok()) return ToGrpc(joined);
+  reply->set_epoch(epoch().value);
   reply->set_proof(launch::AnswerChallenge(options_.job_token, request->challenge()));
   return grpc::Status::OK;
 }
@@ -185,11 +208,13 @@ grpc::Status Cluster::Impl::Attach(
     outboxes_.erase(rank);
     streams_changed_.notify_all();
     if (!stopping_) {
-      Fail(Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
+      Lose(epoch(), Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
     }
   }
+  // Before another may take its place.
   outbox->Close(Cancelled("the stream is closed"));
   writer.join();
+  peers_.SetAbsent(rank);
   return grpc::Status::OK;
 }
 
@@ -204,6 +229,7 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
                               message.loaded().kv_bytes_budget());
     case pb::WorkerMessage::kReady: {
       const pb::Ready& ready = message.ready();
+      if (ready.epoch() != epoch().value) return;
       return peers_.SetReady(
           rank, {ready.weight_bytes(), ready.kv_bytes(), ready.step_bytes(),
                  ready.communicator_bytes(), ready.recording_bytes(), ready.free_bytes(),
@@ -211,16 +237,36 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
     }
     case pb::WorkerMessage::kStepResult: {
       absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.step_result());
-      if (!result.ok()) return Fail(Annotate(result.status(), peers_.NameOf(rank)));
-      return results_.Add(Rank{rank}, *std::move(result));
+      if (!result.ok()) return Lose(epoch(), Annotate(result.status(), peers_.NameOf(rank)));
+      results_.Add(Rank{rank}, *std::move(result));
+      // A worker that runs wild costs the epoch as one that is lost.
+      if (absl::Status s = results_.failure(); !s.ok()) Lose(epoch(), s);
+      return;
     }
     case pb::WorkerMessage::kFailed:
-      return Fail(Annotate(MakeStatus(static_cast<absl::StatusCode>(message.failed().code()),
-                                      message.failed().message()),
-                           peers_.NameOf(rank)));
+      return OnFailed(rank, message.failed());
+    case pb::WorkerMessage::kEpochEnded:
+      if (message.epoch_ended().epoch() == epoch().value - 1) peers_.SetEpochEnded(rank);
+      return;
     default:
-      return Fail(Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
+      return Lose(epoch(), Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
   }
+}
+
+void Cluster::Impl::OnFailed(int32_t rank, const pb::Failed& failed) {
+  absl::Status why =
+      Annotate(MakeStatus(static_cast<absl::StatusCode>(failed.code()), failed.message()),
+               peers_.NameOf(rank));
+  // A rank that cannot load has nothing that another epoch would help.
+  if (failed.epoch() == 0) return Fail(std::move(why));
+  Lose(Epoch{failed.epoch()}, std::move(why));
+}
+
+void Cluster::Impl::Lose(Epoch lost, absl::Status why) {
+  if (lost != epoch()) return;
+  if (!peers_.Lose(why)) return Fail(std::move(why));
+  results_.Fail(why);
+  meeting_.Fence(fmt::format("epoch/{}/", lost.value), std::move(why));
 }
 
 void Cluster::Impl::Fail(absl::Status why) {
@@ -289,11 +335,78 @@ absl::Status Cluster::Impl::WaitUntilReady() {
   LogInfo("all ranks have loaded their weights in {:.1f} s",
           absl::ToDoubleSeconds(MonotonicNow() - started));
   ASSIGN_OR_RETURN(num_blocks_, ChooseNumBlocks());
+  RETURN_IF_ERROR(StartEpoch());
+  peers_.SetServed();
+  return absl::OkStatus();
+}
+
+// All ranks have loaded: they meet, and are told once all are ready.
+absl::Status Cluster::Impl::StartEpoch() {
   pb::CoordinatorMessage start;
-  start.mutable_start()->set_epoch(options_.epoch.value);
+  start.mutable_start()->set_epoch(epoch().value);
   start.mutable_start()->set_num_blocks(num_blocks_);
   RETURN_IF_ERROR(Broadcast(start));
-  return peers_.WaitFor(Peers::Phase::kReady, MonotonicNow() + 2 * limits::kJoinGroupPatience);
+  RETURN_IF_ERROR(
+      peers_.WaitFor(Peers::Phase::kReady, MonotonicNow() + 2 * limits::kJoinGroupPatience));
+  pb::CoordinatorMessage serving;
+  serving.mutable_serving()->set_epoch(epoch().value);
+  return Broadcast(serving);
+}
+
+absl::Status Cluster::Impl::CountRestart(const absl::Status& why) {
+  const absl::Time now = MonotonicNow();
+  while (!restarts_.empty() && now - restarts_.front() > options_.restart_window) {
+    restarts_.pop_front();
+  }
+  if (options_.max_restarts == 0) return why;
+  if (std::ssize(restarts_) >= options_.max_restarts) {
+    return MakeStatus(
+        why.code(),
+        fmt::format("{} ({} losses within {} before it are as many as --max-restarts "
+                    "allows)",
+                    Message(why), restarts_.size(), absl::FormatDuration(options_.restart_window)));
+  }
+  restarts_.push_back(now);
+  return absl::OkStatus();
+}
+
+// The old epoch is over here before anybody is told, so that nothing of it counts any more.
+absl::Status Cluster::Impl::BeginNextEpoch(const absl::Status& why) {
+  const Epoch lost = epoch();
+  Lose(lost, why);
+  ++epoch_;
+  peers_.NextEpoch();
+  RETURN_IF_ERROR(peers_.failure());
+  pb::CoordinatorMessage end;
+  end.mutable_end_epoch()->set_epoch(lost.value);
+  end.mutable_end_epoch()->set_code(static_cast<int32_t>(why.code()));
+  end.mutable_end_epoch()->set_reason(Message(why));
+  RETURN_IF_ERROR(Broadcast(end));
+  RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
+  return WaitUntilLoaded();
+}
+
+absl::StatusOr<Epoch> Cluster::Impl::Recover(const absl::Status& why) {
+  const absl::Time begin = MonotonicNow();
+  absl::Status loss = why;
+  do {
+    absl::Status status = peers_.failure();
+    if (status.ok()) status = CountRestart(loss);
+    if (!status.ok()) {
+      Fail(status);
+      return status;
+    }
+    LogWarning("epoch {} is lost: {}; waiting for all ranks", epoch().value, Message(loss));
+    loss = BeginNextEpoch(loss);
+    if (loss.ok()) loss = StartEpoch();
+    if (loss.ok()) {
+      results_.Restart(epoch());
+      loss = peers_.loss();  // one that came before the restart is not forgotten
+    }
+  } while (!loss.ok());
+  LogInfo("epoch {} serves, after {:.2f} s", epoch().value,
+          absl::ToDoubleSeconds(MonotonicNow() - begin));
+  return epoch();
 }
 
 std::vector<RankReport> Cluster::Impl::reports() const {
@@ -321,7 +434,7 @@ absl::Status Cluster::Impl::Submit(const step::StepPlan& plan) {
 }
 
 void Cluster::Impl::Abort(Epoch epoch) noexcept {
-  if (epoch == options_.epoch) Fail(Unavailable("epoch {} was aborted", epoch.value));
+  if (epoch <= this->epoch()) Fail(Unavailable("epoch {} was aborted", epoch.value));
 }
 
 void Cluster::Impl::Stop(const absl::Status& why, absl::Time deadline) {
@@ -371,7 +484,7 @@ void Cluster::Cancel(absl::Status why) {
   impl_->Fail(std::move(why));
 }
 absl::Status Cluster::failure() const {
-  return impl_->failure();
+  return impl_->final_failure();
 }
 int32_t Cluster::num_blocks() const {
   return impl_->num_blocks();

@@ -4,6 +4,10 @@
 // Workers dial in and prove the job token; the coordinator compares what each of them runs (binary,
 // settings, checkpoint) with its own before anything is loaded, and names the host and rank that
 // differs.
+//
+// A worker that is lost once all have served costs the epoch, not the launch: those that are left
+// are told to end it, the one that takes the lost one's place joins, and all meet in the next
+// epoch. What still comes from an old one is ignored.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +33,9 @@ struct ClusterOptions {
   std::string settings;    // "name=value" lines all ranks must share
   std::string checkpoint;  // fingerprint
   absl::Duration join_timeout = absl::Seconds(120);
-  Epoch epoch{1};
+  Epoch epoch{1};            // the first
+  int32_t max_restarts = 3;  // epochs lost within restart_window; the next loss is final
+  absl::Duration restart_window = absl::Minutes(10);
   int32_t num_blocks = 0;            // cache blocks by hand; 0: from the ranks' memory
   int32_t num_blocks_max = 0;        // more are never needed
   int32_t num_blocks_min = 1;        // fewer cannot serve one sequence

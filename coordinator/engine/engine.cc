@@ -86,7 +86,7 @@ class Engine::Impl {
                         [&] { return phase_ == Phase::kEnded; });
       // A worker that hangs holds the engine thread inside Await: only the end of the epoch frees
       // it.
-      if (phase_ != Phase::kEnded) link_.Abort(options_.epoch);
+      if (phase_ != Phase::kEnded) link_.Abort(epoch_);
     }
     if (thread_.joinable()) thread_.join();
     CloseMailbox(Unavailable("the engine has stopped"));
@@ -100,6 +100,9 @@ class Engine::Impl {
     health.steps_committed = seen_.steps_committed;
     if (seen_.num_requests > 0) health.since_progress = clock_.Now() - last_progress_;
     health.reason = Message(CheckServing());
+    if (health.reason.empty() && !recovering_.empty()) {
+      health.reason = fmt::format("recovering: {}", recovering_);
+    }
     if (health.reason.empty() && health.since_progress > limits::kEngineProgressPatience) {
       health.reason = fmt::format("no step was committed for {:.0f} s",
                                   absl::ToDoubleSeconds(health.since_progress));
@@ -166,6 +169,7 @@ class Engine::Impl {
         ++num_taken_;
       }
       why = core_.RunOnce();
+      if (!why.ok()) why = Recover(why);
       if (!why.ok()) break;
       if (gives_up_) core_.CloseAll(Unavailable("the server is shutting down"));
       why = Publish();
@@ -173,6 +177,26 @@ class Engine::Impl {
       if (core_.idle()) mailbox_.WaitUntil(clock_.Now() + limits::kEngineIdle);
     }
     End(why);
+  }
+
+  // The next epoch, with what ran computed again; or why there is none.
+  absl::Status Recover(const absl::Status& why) {
+    const absl::Time begin = clock_.Now();
+    {
+      const std::lock_guard lock(mutex_);
+      if (phase_ == Phase::kStopping) return why;
+      recovering_ = Message(why);
+    }
+    metrics_.Recovering();
+    ASSIGN_OR_RETURN(const Epoch epoch, link_.Recover(why));
+    core_.NoteLoss(why);
+    core_.Rewind(epoch);
+    metrics_.Recovered(clock_.Now() - begin);
+    const std::lock_guard lock(mutex_);
+    recovering_.clear();
+    epoch_ = epoch;
+    last_progress_ = clock_.Now();
+    return absl::OkStatus();
   }
 
   // Shows others how far the thread is; what they want of it comes back: Unavailable if it is to
@@ -198,7 +222,7 @@ class Engine::Impl {
     }
     if (failed) {
       LogError("engine: {}", Message(why));
-      link_.Abort(options_.epoch);
+      link_.Abort(epoch_);
     }
     const absl::Status reason = failed ? failure_ : why;
     mailbox_.Close(reason);
@@ -227,12 +251,14 @@ class Engine::Impl {
   int64_t num_taken_ = 0;               // engine thread
   std::atomic<bool> gives_up_ = false;  // the time to drain is over
   BoundedQueue<Submission> mailbox_;
+  std::atomic<Epoch> epoch_ = options_.epoch;
   std::thread thread_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Phase phase_ = Phase::kNew;  // guarded by mutex_, and so on
   absl::Status failure_;
+  std::string recovering_;  // why; empty: serving
   int64_t num_submitted_ = 0;
   Snapshot seen_;
   absl::Time last_progress_ = absl::InfinitePast();

@@ -8,10 +8,14 @@ namespace {
 
 const char* NameOf(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kAbort: return "abort";
-    case FinishReason::kNone: break;
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAbort:
+      return "abort";
+    case FinishReason::kNone:
+      break;
   }
   return "none";
 }
@@ -92,7 +96,12 @@ absl::Status EngineCore::RunOnce() {
   RETURN_IF_ERROR(PlanAhead());
   // Asked before the commit: that may be what others were waiting for.
   idle_ = in_flight_.empty();
-  if (!idle_) RETURN_IF_ERROR(CommitOldest());
+  if (idle_) {
+    RETURN_IF_ERROR(parts_.link.failure());
+  } else {
+    RETURN_IF_ERROR(CommitOldest());
+  }
+  if (!suspects_.empty()) ConfineSuspects();
   ObserveLoad();
   return absl::OkStatus();
 }
@@ -158,8 +167,8 @@ absl::Status EngineCore::CommitOldest() {
   return absl::OkStatus();
 }
 
-void EngineCore::Deliver(absl::Span<const sched::TokenEvent> events,
-                         const step::StepResult& result, absl::Time now) {
+void EngineCore::Deliver(absl::Span<const sched::TokenEvent> events, const step::StepResult& result,
+                         absl::Time now) {
   int64_t num_tokens = 0;
   for (const sched::TokenEvent& event : events) {
     const auto found = choices_.find(event.sequence);
@@ -175,6 +184,7 @@ void EngineCore::Deliver(absl::Span<const sched::TokenEvent> events,
     }
     OutputPiece piece = choice.output.Take(event, sample);
     num_tokens += std::ssize(piece.tokens);
+    request->strikes = 0;
     const FinishReason finish = piece.finish;
     if (!Send(*request, index, std::move(piece), now)) continue;
     if (finish == FinishReason::kNone) continue;
@@ -205,8 +215,7 @@ bool EngineCore::Send(Request& request, size_t index, OutputPiece piece, absl::T
   return false;
 }
 
-void EngineCore::FinishChoice(Request& request, size_t index, FinishReason reason,
-                              absl::Time now) {
+void EngineCore::FinishChoice(Request& request, size_t index, FinishReason reason, absl::Time now) {
   Choice& choice = request.choices[index];
   choice.finished = true;
   choices_.erase(choice.sequence);
@@ -260,6 +269,45 @@ void EngineCore::ObserveLoad() {
 void EngineCore::Rewind(Epoch epoch) {
   in_flight_.clear();
   scheduler_.Rewind(epoch);
+  ConfineSuspects();
+}
+
+void EngineCore::NoteLoss(const absl::Status& why) {
+  std::set<RequestId> in_flight;
+  for (const SequenceId id : scheduler_.InFlight()) {
+    const auto found = choices_.find(id);
+    if (found != choices_.end()) in_flight.insert(found->second.request->id);
+  }
+  suspects_.clear();
+  for (const auto& [id, request] : requests_) {
+    request->strikes = in_flight.contains(id) ? request->strikes + 1 : 0;
+    if (request->strikes >= 2) suspects_.push_back(id);
+  }
+  std::sort(suspects_.begin(), suspects_.end());
+  if (suspects_.size() != 1) return;
+  Request& request = *requests_.at(suspects_.front());
+  suspects_.clear();
+  EndRequest(request,
+             MakeStatus(absl::StatusCode::kAborted,
+                        fmt::format("the request was quarantined: workers were lost {} times in a "
+                                    "row while they computed it, last: {}",
+                                    request.strikes, Message(why))),
+             "quarantined");
+}
+
+void EngineCore::ConfineSuspects() {
+  const auto is_cleared = [&](RequestId id) {
+    const auto found = requests_.find(id);
+    return found == requests_.end() || found->second->strikes == 0;
+  };
+  while (!suspects_.empty() && is_cleared(suspects_.front())) suspects_.pop_front();
+  std::vector<SequenceId> only;
+  if (!suspects_.empty()) {
+    for (const Choice& choice : requests_.at(suspects_.front())->choices) {
+      if (!choice.finished) only.push_back(choice.sequence);
+    }
+  }
+  scheduler_.Confine(std::move(only));
 }
 
 void EngineCore::CloseAll(const absl::Status& why) {

@@ -67,6 +67,10 @@ class EngineCore {
   // The workers start over with an empty cache in `epoch`: what ran is computed again, what was
   // delivered stays.
   void Rewind(Epoch epoch);
+  // The epoch was lost: says who was in flight and has gained no token since the loss before. One
+  // such request is quarantined (it ends with Aborted); several run alone, one after another, until
+  // it is known which. Before Rewind.
+  void NoteLoss(const absl::Status& why);
   // Ends every request with `why`.
   void CloseAll(const absl::Status& why);
 
@@ -96,6 +100,7 @@ class EngineCore {
     std::vector<Choice> choices;
     int32_t num_unfinished = 0;
     bool has_output = false;
+    int32_t strikes = 0;  // losses in a row that it was in flight in, without a token between
   };
   struct ChoiceRef {
     Request* request = nullptr;
@@ -123,6 +128,8 @@ class EngineCore {
   void Forget(Request& request);
   void ObserveStep(const InFlight& step, const step::StepResult& result, absl::Time now);
   void ObserveLoad();
+  // The next request under suspicion runs alone; all, if there is none.
+  void ConfineSuspects();
   sched::SequenceOptions OptionsOf(const GenerateRequest& request, int32_t choice,
                                    uint64_t seed) const;
 
@@ -139,6 +146,7 @@ class EngineCore {
   bool idle_ = true;
   RequestId next_request_ = 1;
   int64_t next_sequence_ = 1;
+  std::deque<RequestId> suspects_;  // run alone, the first of them now
   int64_t steps_committed_ = 0;
   int64_t cancels_seen_ = 0;
   int64_t preemptions_seen_ = 0;

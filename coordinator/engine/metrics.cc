@@ -114,6 +114,9 @@ struct Metrics::Impl {
   Histogram* step_rows = nullptr;
   Histogram* in_flight = nullptr;
   Twin<Histogram> step_tokens;
+  Counter* recoveries = nullptr;
+  Histogram* recovery_seconds = nullptr;
+  Twin<Gauge> recovering;
   Twin<Gauge> running, waiting, cache_usage;
   Twin<Counter> prompt_tokens, generation_tokens, preemptions;
 
@@ -161,6 +164,11 @@ Metrics::Metrics(const std::string& model_name, Names names)
   m.in_flight =
       m.MakeHistogram("steps_in_flight", "Steps in flight when one is submitted, with it", kDepths);
   m.step_tokens = m.MakeVllmHistogram("iteration_tokens_total", "Tokens of a step", kTokenCounts);
+  m.recoveries =
+      m.MakeCounter("recoveries_total", "Epochs that were lost and followed by another", false).own;
+  m.recovery_seconds = m.MakeHistogram(
+      "recovery_seconds", "From the loss of an epoch until the next one serves", kRequestSeconds);
+  m.recovering = m.MakeGauge("recovering", "1 while workers come back, 0 while serving");
   m.running = m.MakeGauge("num_requests_running", "Sequences running");
   m.waiting = m.MakeGauge("num_requests_waiting", "Sequences waiting");
   m.cache_usage = m.MakeGauge("kv_cache_usage_perc", "Share of the cache's blocks in use, 0 to 1");
@@ -255,6 +263,16 @@ void Metrics::AddGenerationTokens(int64_t tokens) {
 
 void Metrics::AddPreemptions(int64_t count) {
   impl_->preemptions.Each([&](Counter& c) { c.Increment(static_cast<double>(count)); });
+}
+
+void Metrics::Recovering() {
+  impl_->recovering.Each([](Gauge& g) { g.Set(1); });
+}
+
+void Metrics::Recovered(absl::Duration elapsed) {
+  impl_->recovering.Each([](Gauge& g) { g.Set(0); });
+  impl_->recoveries->Increment();
+  impl_->recovery_seconds->Observe(absl::ToDoubleSeconds(elapsed));
 }
 
 void Metrics::HttpResponse(const std::string& route, int code) {

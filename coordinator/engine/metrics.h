@@ -34,6 +34,8 @@ class Metrics {
   void AddPromptTokens(int64_t tokens);
   void AddGenerationTokens(int64_t tokens);
   void AddPreemptions(int64_t count);
+  void Recovering();                       // an epoch was lost
+  void Recovered(absl::Duration elapsed);  // and the next one serves
   // HTTP.
   void HttpResponse(const std::string& route,
                     int code);  // route from the route table, never from the client

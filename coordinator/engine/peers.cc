@@ -81,7 +81,7 @@ absl::Status Peers::Join(const PeerIdentity& peer) {
   if (!failure_.ok()) return failure_;
   if (absl::Status status = Check(peer); !status.ok()) {
     // A cluster that serves is not ended by a stranger who comes late.
-    if (AllAt(Phase::kReady)) return status;
+    if (has_served_ || AllAt(Phase::kReady)) return status;
     failure_ = status;
     changed_.notify_all();
     return status;
@@ -138,15 +138,69 @@ void Peers::Fail(absl::Status why) {
   changed_.notify_all();
 }
 
+bool Peers::Lose(const absl::Status& why) {
+  CHECK(!why.ok());
+  const std::lock_guard lock(mutex_);
+  if (!has_served_) return false;
+  if (loss_.ok()) loss_ = why;
+  changed_.notify_all();
+  return true;
+}
+
+void Peers::SetServed() {
+  const std::lock_guard lock(mutex_);
+  has_served_ = true;
+}
+
+bool Peers::has_served() const {
+  const std::lock_guard lock(mutex_);
+  return has_served_;
+}
+
+void Peers::SetAbsent(int32_t rank) {
+  const std::lock_guard lock(mutex_);
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  peer.phase = Phase::kAbsent;
+  peer.bytes_done = peer.bytes_total = 0;
+  changed_.notify_all();
+}
+
+void Peers::WaitUntilAbsent(int32_t rank, absl::Time deadline) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, ToSteady(deadline), [&] {
+    return !failure_.ok() || rank < 0 || rank >= std::ssize(peers_) ||
+           peers_[static_cast<size_t>(rank)].phase == Phase::kAbsent;
+  });
+}
+
+void Peers::NextEpoch() {
+  const std::lock_guard lock(mutex_);
+  loss_ = absl::OkStatus();
+  for (Peer& peer : peers_) peer.phase = std::min(peer.phase, Phase::kAttached);
+}
+
+void Peers::SetEpochEnded(int32_t rank) {
+  const std::lock_guard lock(mutex_);
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (peer.phase == Phase::kAttached) peer.phase = Phase::kLoaded;
+  changed_.notify_all();
+}
+
+absl::Status Peers::loss() const {
+  const std::lock_guard lock(mutex_);
+  return failure_.ok() ? loss_ : failure_;
+}
+
 bool Peers::AllAt(Phase phase) const {
   return std::all_of(peers_.begin(), peers_.end(), [&](const Peer& p) { return p.phase >= phase; });
 }
 
 absl::Status Peers::WaitFor(Phase phase, absl::Time deadline) const {
   std::unique_lock lock(mutex_);
-  const bool woken =
-      changed_.wait_until(lock, ToSteady(deadline), [&] { return !failure_.ok() || AllAt(phase); });
+  const bool woken = changed_.wait_until(
+      lock, ToSteady(deadline), [&] { return !failure_.ok() || !loss_.ok() || AllAt(phase); });
   if (!failure_.ok()) return failure_;
+  if (!loss_.ok()) return loss_;
   if (woken) return absl::OkStatus();
   std::string missing;
   for (size_t r = 0; r < peers_.size(); ++r) {

@@ -69,6 +69,22 @@ class Peers {
   // The first failure stays and ends all waits.
   void Fail(absl::Status why);
 
+  // The epoch is lost: ends all waits until NextEpoch. The first reason stays. False: none had
+  // served yet, and nothing was done.
+  bool Lose(const absl::Status& why);
+  // All ranks have been ready: from now on what is lost can come back.
+  void SetServed();
+  bool has_served() const;
+  // A rank's process is gone; another may join in its place.
+  void SetAbsent(int32_t rank);
+  // Waits until the rank's former process is gone; at most until `deadline`.
+  void WaitUntilAbsent(int32_t rank, absl::Time deadline) const;
+  // Forgets the loss: every rank that is there must come to kLoaded again, with SetEpochEnded.
+  void NextEpoch();
+  void SetEpochEnded(int32_t rank);
+  // Of this epoch, or for good.
+  absl::Status loss() const;
+
   // Waits until every rank is at least at `phase`, or something failed, or `deadline`; the
   // DeadlineExceeded names the ranks that are not.
   absl::Status WaitFor(Phase phase, absl::Time deadline) const;
@@ -86,7 +102,9 @@ class Peers {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::vector<Peer> peers_;  // guarded by mutex_
-  absl::Status failure_;     // guarded by mutex_
+  absl::Status failure_;     // guarded by mutex_; for good
+  absl::Status loss_;        // guarded by mutex_; of this epoch
+  bool has_served_ = false;  // guarded by mutex_
 };
 
 }  // namespace polyreme::engine

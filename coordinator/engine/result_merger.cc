@@ -18,9 +18,16 @@ absl::Status ResultMerger::Expect(StepId step) {
   return absl::OkStatus();
 }
 
+void ResultMerger::Restart(Epoch epoch) {
+  const std::lock_guard lock(mutex_);
+  epoch_ = epoch;
+  pending_.clear();
+  failure_ = absl::OkStatus();
+}
+
 void ResultMerger::Add(Rank rank, step::StepResult result) {
   const std::lock_guard lock(mutex_);
-  if (!failure_.ok()) return;
+  if (!failure_.ok() || result.epoch < epoch_) return;
   if (result.epoch != epoch_) {
     return FailLocked(Internal("rank {} answered for epoch {}, but this is epoch {}", rank.value,
                                result.epoch.value, epoch_.value));
@@ -54,6 +61,7 @@ void ResultMerger::FailLocked(absl::Status why) {
 
 absl::StatusOr<step::StepResult> ResultMerger::Await(StepId step, absl::Time deadline) {
   std::unique_lock lock(mutex_);
+  if (!failure_.ok()) return failure_;
   CHECK(!pending_.empty() && pending_.front().merged.id == step,
         "step {} is not the oldest in flight", step.value);
   const bool woken = changed_.wait_until(lock, ToSteady(deadline), [&] {

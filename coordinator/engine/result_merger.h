@@ -20,8 +20,10 @@ class ResultMerger {
 
   // A step was handed to all ranks; steps come in StepId order. The failure, if there was one.
   absl::Status Expect(StepId step);
-  // One rank's answer. A result of another epoch, of a step that is not in flight, or given twice
-  // fails everything: it is a worker that runs wild.
+  // Forgets everything, the failure included; `epoch` begins.
+  void Restart(Epoch epoch);
+  // One rank's answer. One of an epoch that is over is ignored; one of an epoch to come, of a step
+  // that is not in flight, or given twice fails everything: it is a worker that runs wild.
   void Add(Rank rank, step::StepResult result);
   // Ends all waits, now and later. The first reason stays.
   void Fail(absl::Status why);
@@ -39,8 +41,8 @@ class ResultMerger {
   void FailLocked(absl::Status why);
 
   const int32_t world_size_;
-  const Epoch epoch_;
   mutable std::mutex mutex_;
+  Epoch epoch_;  // guarded by mutex_
   std::condition_variable changed_;
   std::deque<Pending> pending_;  // guarded by mutex_; by StepId
   absl::Status failure_;         // guarded by mutex_

@@ -120,9 +120,11 @@ void Scheduler::PlanRunning(int32_t cohort) {
 
 void Scheduler::PlanWaiting(int32_t cohort) {
   const int32_t most = std::min(limits_.max_num_seqs, limits_.step.num_slots);
-  while (!waiting_.empty() && num_running() < most) {
+  while (num_running() < most) {
+    Sequence* const next = NextWaiting();
+    if (next == nullptr) return;
     if (!cohorts_.HasRoom(cohort, std::min(most, num_running() + num_waiting()))) return;
-    Sequence& sequence = **waiting_.begin();
+    Sequence& sequence = *next;
     // After a preemption its last steps may still be in flight: their tokens belong into the slot.
     if (sequence.steps_in_flight() > 0 || builder_.RoomFor(sequence) == 0) return;
     const int64_t room = UnpromisedBlocks();
@@ -136,6 +138,24 @@ void Scheduler::PlanWaiting(int32_t cohort) {
     CHECK(sequence.last_step() == next_step_, "sequence {} was opened without a row",
           sequence.id().value);
   }
+}
+
+Sequence* Scheduler::NextWaiting() const {
+  for (Sequence* sequence : waiting_) {
+    if (only_.empty() || std::find(only_.begin(), only_.end(), sequence->id()) != only_.end()) {
+      return sequence;
+    }
+  }
+  return nullptr;
+}
+
+std::vector<SequenceId> Scheduler::InFlight() const {
+  std::vector<SequenceId> ids;
+  for (const auto& [id, sequence] : sequences_) {
+    const bool ended = sequence->state() == Sequence::State::kFinished;
+    if (!ended && sequence->steps_in_flight() > 0) ids.push_back(id);
+  }
+  return ids;
 }
 
 void Scheduler::TryAddRow(Sequence& sequence) {

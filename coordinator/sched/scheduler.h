@@ -105,6 +105,11 @@ class Scheduler {
   // again, in order. Steps count from 0.
   void Rewind(Epoch epoch);
 
+  // Sequences with rows in steps in flight, each once.
+  std::vector<SequenceId> InFlight() const;
+  // From now on only these may start to run; empty: all. What runs is not touched.
+  void Confine(std::vector<SequenceId> only) { only_ = std::move(only); }
+
   int32_t num_running() const { return cohorts_.size(); }
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
   int32_t num_in_flight() const { return num_in_flight_; }
@@ -123,6 +128,7 @@ class Scheduler {
   void PlanCohort(int32_t cohort);
   void PlanRunning(int32_t cohort);
   void PlanWaiting(int32_t cohort);
+  Sequence* NextWaiting() const;  // nullptr: nobody may start
   void TryAddRow(Sequence& sequence);
   // Gives `sequence` blocks for up to `wanted` positions more; preempts only if it would get none.
   // Returns how many fit.
@@ -164,6 +170,7 @@ class Scheduler {
   int32_t oldest_ = 0;
   int32_t num_in_flight_ = 0;
   std::vector<TokenEvent> events_;
+  std::vector<SequenceId> only_;  // who may start; empty: all
   Epoch epoch_{1};
   StepId next_step_{0};
   int32_t next_cohort_ = 0;

@@ -138,6 +138,8 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   options.settings = SharedSettings(config);
   options.checkpoint = files.fingerprint;
   options.join_timeout = config.join_timeout;
+  options.max_restarts = config.max_restarts;
+  options.restart_window = config.restart_window;
   options.num_blocks = config.num_blocks;
   options.allow_shared_device = config.allow_shared_gpu;
   const int32_t per_sequence =

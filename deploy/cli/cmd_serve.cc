@@ -105,6 +105,7 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
          std::to_string(local_rank), "--local-size", std::to_string(local_size)},
         kept, meeting, config.api_keys));
     children.back().title = fmt::format("worker rank {}", first + i);
+    children.back().replaceable = true;
   }
   return children;
 }
@@ -142,6 +143,8 @@ absl::Status Serve(const Arguments& arguments, ServeConfig config) {
   ASSIGN_OR_RETURN(const Meeting meeting, ArrangeMeeting(config, env));
   launch::AgentOptions options;
   options.drain_patience = config.shutdown_timeout + absl::Seconds(5);
+  options.max_restarts = config.max_restarts;
+  options.restart_window = config.restart_window;
   const bool by_hand =
       env.launcher == launch::Launcher::kNone || env.launcher == launch::Launcher::kFlags;
   if (!by_hand) options.launcher = getppid();

@@ -16,6 +16,7 @@
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/heart.h"
 #include "parallel/launch/host_address.h"
 #include "worker/backend/cuda/gpu_choice.h"
 #include "worker/backend/cuda/plugin.h"
@@ -56,6 +57,9 @@ backend::AttentionChoice ChoiceOf(const std::string& attention) {
   if (attention == "flashinfer") return backend::AttentionChoice::kFlashInfer;
   return backend::AttentionChoice::kAuto;
 }
+
+// The coordinator of a process that takes another's place listens already.
+constexpr absl::Duration kRejoinTimeout = absl::Seconds(30);
 
 // What a rank with a GPU needs to know besides what all ranks do.
 absl::Status SetGpuOptions(const ServeConfig& config, const plan::ModelSpec& spec,
@@ -117,7 +121,12 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   if (config.device == "cuda") RETURN_IF_ERROR(SetGpuOptions(config, spec, options));
   options.coordinator = config.coordinator;
   ASSIGN_OR_RETURN(options.job_token, FindJobToken(config));
-  if (!config.meeting_file.empty()) {
+  if (const std::optional<std::string> note = launch::NoteOfPredecessor()) {
+    const size_t space = note->find(' ');
+    options.coordinator = note->substr(0, space);
+    options.job_token = note->substr(space + 1);
+    options.join_timeout = std::min(options.join_timeout, kRejoinTimeout);
+  } else if (!config.meeting_file.empty()) {
     ASSIGN_OR_RETURN(MeetingPlace place,
                      WaitForMeetingFile(config.meeting_file, MonotonicNow() + config.join_timeout));
     options.coordinator = place.address;
@@ -125,6 +134,17 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   }
   ASSIGN_OR_RETURN(options.listen_address, ListenAddress(config, options.coordinator));
   return options;
+}
+
+}  // namespace
+
+namespace {
+
+// At once, see run::RunWorker. Cancelled: another process ended the launch and has said why.
+[[noreturn]] void Leave(const absl::Status& status) {
+  if (!absl::IsCancelled(status)) LogError("{}", Message(status));
+  std::fflush(nullptr);
+  _exit(absl::IsAborted(status) ? launch::kReplaceMe : 1);
 }
 
 }  // namespace
@@ -148,13 +168,17 @@ int RunWorker(const Arguments& arguments) {
   absl::Status status = SettleDevice(config).status();
   if (status.ok()) {
     absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
-    status = options.ok() ? run::RunWorker(*std::move(options)) : options.status();
+    status = options.status();
+    if (options.ok()) {
+      const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
+      heart->SetNote(fmt::format("{} {}", options->coordinator, options->job_token));
+      options->on_serving = [&] { heart->SetServing(); };
+      status = run::RunWorker(*std::move(options));
+      if (!status.ok()) Leave(status);
+    }
   }
   if (status.ok()) return 0;
-  // Cancelled: another process ended the launch and has said why.
-  if (!absl::IsCancelled(status)) LogError("{}", Message(status));
-  std::fflush(nullptr);
-  _exit(1);  // see run::RunWorker
+  Leave(status);
 }
 
 }  // namespace polyreme::cli

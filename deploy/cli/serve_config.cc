@@ -133,6 +133,11 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
             SetSeconds(&c.join_timeout));
   flags.Add({"--shutdown-timeout"}, "SECONDS", "how long SIGTERM lets requests finish (default 30)",
             SetSeconds(&c.shutdown_timeout));
+  flags.Add({"--max-restarts"}, "N",
+            "how often lost workers are replaced within --restart-window before the launch ends "
+            "(default 3)",
+            SetInt(&c.max_restarts, 0, 1000));
+  flags.Add({"--restart-window"}, "SECONDS", "(default 600)", SetSeconds(&c.restart_window));
   flags.Add({"--meeting-file"}, "FILE", "(set by the agent for its children)",
             SetString(&c.meeting_file));
 }

@@ -58,6 +58,8 @@ struct ServeConfig {
   std::string job_token_file;
   absl::Duration join_timeout = absl::Seconds(120);
   absl::Duration shutdown_timeout = absl::Seconds(30);
+  int32_t max_restarts = 3;  // of lost workers within restart_window; then the launch ends
+  absl::Duration restart_window = absl::Minutes(10);
   std::string meeting_file;  // internal: where the agent's children find the coordinator
 
   // Public faces.

@@ -7,28 +7,36 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
 #include <utility>
 
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/heart.h"
 
 namespace polyreme::launch {
 namespace {
 
 // Signals that come closer together than this are one wish, sent twice.
 constexpr absl::Duration kOneWish = absl::Milliseconds(200);
+constexpr absl::Duration kLook = absl::Milliseconds(200);  // at children's beats, at least so often
 
 struct Child {
-  const ChildSpec* spec;
+  const ChildSpec* spec = nullptr;
   pid_t pid = -1;
   bool running = false;
+  int heart = -1;  // its beats are read here; -1: it has none
+  HeartMonitor monitor;
 };
 
 // Runs in the child between fork and exec: only async-signal-safe calls.
-[[noreturn]] void BecomeChild(char* const* argv, char* const* envp, pid_t agent) {
+[[noreturn]] void BecomeChild(char* const* argv, char* const* envp, pid_t agent, int heart) {
+  if (heart >= 0) fcntl(heart, F_SETFD, 0);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != agent) _exit(1);  // the agent died before the line above took effect
   sigset_t none;
@@ -38,10 +46,14 @@ struct Child {
   _exit(127);
 }
 
-absl::StatusOr<pid_t> Spawn(const ChildSpec& spec) {
+// `heart`: the pipe's end that the child inherits, or -1. `note`: of the process before it.
+absl::StatusOr<pid_t> Spawn(const ChildSpec& spec, int heart, const std::string& note) {
   std::vector<std::string> variables;
   for (char** entry = environ; *entry != nullptr; ++entry) variables.emplace_back(*entry);
-  for (const auto& [name, value] : spec.environment) {
+  std::vector<std::pair<std::string, std::string>> added = spec.environment;
+  if (heart >= 0) added.emplace_back(kHeartVariable, std::to_string(heart));
+  if (!note.empty()) added.emplace_back(kNoteVariable, note);
+  for (const auto& [name, value] : added) {
     std::erase_if(variables,
                   [&name = name](const std::string& v) { return v.starts_with(name + "="); });
     variables.push_back(name + "=" + value);
@@ -57,7 +69,7 @@ absl::StatusOr<pid_t> Spawn(const ChildSpec& spec) {
   const pid_t agent = getpid();
   const pid_t pid = fork();
   if (pid < 0) return Unavailable("cannot start {}: {}", spec.title, std::strerror(errno));
-  if (pid == 0) BecomeChild(argv.data(), envp.data(), agent);
+  if (pid == 0) BecomeChild(argv.data(), envp.data(), agent, heart);
   return pid;
 }
 
@@ -77,12 +89,11 @@ class Supervisor {
 
   absl::Status Start(const std::vector<ChildSpec>& specs) {
     for (const ChildSpec& spec : specs) {
-      absl::StatusOr<pid_t> pid = Spawn(spec);
-      if (!pid.ok()) {
+      children_.emplace_back().spec = &spec;
+      if (absl::Status s = StartChild(children_.back()); !s.ok()) {
         SignalAll(SIGKILL);
-        return pid.status();
+        return s;
       }
-      children_.push_back(Child{&spec, *pid, true});
     }
     return absl::OkStatus();
   }
@@ -90,6 +101,7 @@ class Supervisor {
   absl::Status Run() {
     while (AnyRunning()) {
       WaitForSignal();
+      ReadBeats();
       Reap();
       if (options_.launcher != 0 && getppid() != options_.launcher) OnLauncherGone();
       if (MonotonicNow() >= kill_at_) {
@@ -101,6 +113,68 @@ class Supervisor {
   }
 
  private:
+  absl::Status StartChild(Child& child) {
+    int ends[2] = {-1, -1};
+    if (child.spec->replaceable && pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
+      return Unavailable("cannot make a pipe for {}: {}", child.spec->title, std::strerror(errno));
+    }
+    absl::StatusOr<pid_t> pid = Spawn(*child.spec, ends[1], child.monitor.note());
+    if (ends[1] >= 0) close(ends[1]);
+    if (child.heart >= 0) close(child.heart);
+    child.heart = ends[0];
+    child.monitor.Reset();
+    RETURN_IF_ERROR(pid.status());
+    child.pid = *pid;
+    child.running = true;
+    return absl::OkStatus();
+  }
+
+  // What the children have said; who has said nothing for too long is killed, and reaped as any
+  // other. Time in which this process did not run is nobody's silence.
+  void ReadBeats() {
+    const absl::Time now = MonotonicNow();
+    const absl::Duration lost = now - looked_ - 2 * kLook;
+    looked_ = now;
+    for (Child& child : children_) {
+      if (!child.running || child.heart < 0) continue;
+      char bytes[4096];
+      if (lost > absl::ZeroDuration()) child.monitor.Forgive(lost);
+      for (ssize_t n = 0; (n = read(child.heart, bytes, sizeof(bytes))) > 0;) {
+        child.monitor.Take({bytes, static_cast<size_t>(n)}, now);
+      }
+      if (!child.monitor.IsSilent(now)) continue;
+      LogError("{} (pid {}) hangs: it has given no sign for {}; killing it", child.spec->title,
+               child.pid, absl::FormatDuration(child.monitor.silence(now)));
+      kill(child.pid, SIGKILL);
+      child.monitor.Reset();
+    }
+  }
+
+  // Whether another process took the child's place.
+  bool Replace(Child& child, int status, const absl::Status& verdict) {
+    const bool may = child.spec->replaceable && child.monitor.has_served() && !any_ended_ &&
+                     kill_at_ == absl::InfiniteFuture() &&
+                     (WIFSIGNALED(status) || WEXITSTATUS(status) == kReplaceMe);
+    if (!may || options_.max_restarts == 0) return false;
+    const absl::Time now = MonotonicNow();
+    while (!restarts_.empty() && now - restarts_.front() > options_.restart_window) {
+      restarts_.pop_front();
+    }
+    if (std::ssize(restarts_) >= options_.max_restarts) {
+      LogError("{} restarts within {} are as many as may be (--max-restarts)", restarts_.size(),
+               absl::FormatDuration(options_.restart_window));
+      return false;
+    }
+    restarts_.push_back(now);
+    // What has come before the end is read first: the note is in it.
+    if (absl::Status s = StartChild(child); !s.ok()) {
+      LogError("{}", Message(s));
+      return false;
+    }
+    LogWarning("{}; started again as pid {}", Message(verdict), child.pid);
+    return true;
+  }
+
   bool AnyRunning() const {
     return std::any_of(children_.begin(), children_.end(),
                        [](const Child& c) { return c.running; });
@@ -114,7 +188,7 @@ class Supervisor {
 
   void WaitForSignal() {
     pollfd entry{signals_, POLLIN, 0};
-    const absl::Duration left = std::min(kill_at_ - MonotonicNow(), absl::Seconds(1));
+    const absl::Duration left = std::min(kill_at_ - MonotonicNow(), kLook);
     const int timeout_ms = std::max(0, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
     if (poll(&entry, 1, timeout_ms) <= 0) return;
     signalfd_siginfo info{};
@@ -151,8 +225,10 @@ class Supervisor {
       int status = 0;
       if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
       child.running = false;
+      const absl::Status verdict = Verdict(child, status);
+      if (!verdict.ok() && Replace(child, status, verdict)) continue;
       if (verdict_.ok()) {
-        verdict_ = Verdict(child, status);
+        verdict_ = verdict;
         if (!verdict_.ok()) LogError("{}; ending the launch", Message(verdict_));
       }
       if (!std::exchange(any_ended_, true)) options_.on_first_end();
@@ -167,6 +243,8 @@ class Supervisor {
   absl::Time stopping_since_;
   bool any_ended_ = false;
   absl::Time kill_at_ = absl::InfiniteFuture();
+  absl::Time looked_ = MonotonicNow();
+  std::deque<absl::Time> restarts_;
   absl::Status verdict_;
 };
 

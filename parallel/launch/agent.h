@@ -1,9 +1,10 @@
 // Supervises the child processes of one launched rank: the worker, and on rank 0 the coordinator.
 //
 // What a launcher starts is an agent that calls no MPI; its children do the work and die with it. A
-// launch in which any process dies ends whole: the agent names what died and how, lets the rest end
-// by themselves for a moment, and kills what is left. (Restarting what died is the same loop with
-// another verdict.)
+// child that may be replaced and has served is started again when it is killed, crashes, asks for
+// it (kReplaceMe), or falls silent, so many times within a window. Any other end of a child ends
+// the launch whole: the agent names what died and how, lets the rest end by themselves for a
+// moment, and kills what is left.
 #pragma once
 
 #include <sys/types.h>
@@ -24,10 +25,13 @@ struct ChildSpec {
   std::vector<std::string>
       arguments;  // argv, argv[0] included; the executable is this process's own
   std::vector<std::pair<std::string, std::string>> environment;  // added to this process's
-  bool drains = false;  // gets the first SIGTERM; the others wait for it to end them
+  bool replaceable = false;  // it beats (launch/heart.h), and another can take its place
+  bool drains = false;       // gets the first SIGTERM; the others wait for it to end them
 };
 
 struct AgentOptions {
+  int32_t max_restarts = 0;  // of all children within restart_window
+  absl::Duration restart_window = absl::Minutes(10);
   absl::Duration drain_patience = absl::Seconds(35);  // after SIGTERM, until what is left is killed
   absl::Duration end_patience = absl::Seconds(5);     // after one child ended, for the others
   // Called once, when the first child has ended: what others of the launch wait for will not come.
@@ -41,6 +45,7 @@ struct AgentOptions {
 // thread; blocks SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGCHLD and reads them itself. First of the
 // others than SIGCHLD: the draining child gets SIGTERM. Second: all are killed. (SIGUSR1, because
 // mpirun passes it on at once, while its SIGTERM is followed by SIGKILL within a second.)
+// Children that are replaced do not count.
 // ok: every child ended with exit code 0. Otherwise the first failure ("worker rank 1 (pid 4711)
 // was killed by signal 9 (Killed)"), or Cancelled after a second signal or the launcher's end.
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options);

@@ -18,7 +18,7 @@ absl::Status InMemoryRendezvous::Put(std::string_view key, std::string value) {
   }
   {
     const std::lock_guard lock(mutex_);
-    if (!closed_.ok()) return closed_;
+    RETURN_IF_ERROR(Fenced(key));
     const auto found = values_.find(key);
     if (found != values_.end()) {
       if (found->second == value) return absl::OkStatus();
@@ -36,12 +36,14 @@ absl::Status InMemoryRendezvous::Put(std::string_view key, std::string value) {
 absl::StatusOr<std::string> InMemoryRendezvous::Wait(std::string_view key, absl::Time deadline) {
   std::unique_lock lock(mutex_);
   auto found = values_.end();
+  absl::Status fenced;
   const bool woken = changed_.wait_until(lock, ToSteady(deadline), [&] {
     found = values_.find(key);
-    return found != values_.end() || !closed_.ok();
+    fenced = Fenced(key);
+    return found != values_.end() || !fenced.ok();
   });
   if (!woken) return DeadlineExceeded("nobody put key '{:.100}'", key);
-  if (!closed_.ok()) return closed_;
+  if (!fenced.ok()) return fenced;
   return found->second;
 }
 
@@ -51,6 +53,24 @@ void InMemoryRendezvous::Close(absl::Status why) {
     const std::lock_guard lock(mutex_);
     if (!closed_.ok()) return;
     closed_ = std::move(why);
+  }
+  changed_.notify_all();
+}
+
+absl::Status InMemoryRendezvous::Fenced(std::string_view key) const {
+  if (!closed_.ok()) return closed_;
+  for (const auto& [prefix, why] : fences_) {
+    if (key.starts_with(prefix)) return why;
+  }
+  return absl::OkStatus();
+}
+
+void InMemoryRendezvous::Fence(std::string_view prefix, absl::Status why) {
+  CHECK(!why.ok());
+  Forget(prefix);
+  {
+    const std::lock_guard lock(mutex_);
+    fences_.emplace(std::string(prefix), std::move(why));
   }
   changed_.notify_all();
 }

@@ -33,14 +33,20 @@ class InMemoryRendezvous final : public Rendezvous {
 
   // Fails all waits now and later, and all puts. `why` must not be ok.
   void Close(absl::Status why);
+  // Forgets each key that begins with `prefix` and fails waits and puts of such keys, now and
+  // later.
+  void Fence(std::string_view prefix, absl::Status why);
   // Forgets each key that begins with `prefix` (an epoch that is over).
   void Forget(std::string_view prefix);
 
  private:
+  absl::Status Fenced(std::string_view key) const;  // mutex_ is held
+
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::map<std::string, std::string, std::less<>> values_;  // guarded by mutex_
-  absl::Status closed_;                                     // guarded by mutex_; ok while open
+  std::map<std::string, std::string, std::less<>> values_;   // guarded by mutex_
+  std::map<std::string, absl::Status, std::less<>> fences_;  // guarded by mutex_; by prefix
+  absl::Status closed_;                                      // guarded by mutex_; ok while open
 };
 
 }  // namespace polyreme::launch

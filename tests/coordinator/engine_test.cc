@@ -105,6 +105,43 @@ TEST_F(EngineTest, ALostWorkerClosesEveryStreamWithTheReason) {
   EXPECT_EQ(link_.num_aborts(), 1);
 }
 
+TEST_F(EngineTest, AStreamGoesOnInTheNextEpoch) {
+  link_.AllowRecoveries(1);
+  link_.FailAt(StepId{2}, Unavailable("rank 0 was lost"));
+  engine_->Start();
+  const Received got = ReadAll(*MustSubmit(Ask('x', 3, 20)));
+  EXPECT_TRUE(got.status.ok()) << Message(got.status);
+  EXPECT_EQ(got.text, "hello");
+  EXPECT_EQ(link_.num_recoveries(), 1);
+  EXPECT_TRUE(engine_->health().serving);
+}
+
+TEST_F(EngineTest, ARequestThatKillsTwiceIsQuarantinedAndTheNextIsServed) {
+  link_.AllowRecoveries(2);
+  link_.Kill('k');
+  engine_->Start();
+  const Received got = ReadAll(*MustSubmit(Ask('k', 3, 20)));
+  EXPECT_EQ(got.status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Message(got.status), HasSubstr("quarantined"));
+  EXPECT_EQ(ReadAll(*MustSubmit(Ask('x', 3, 20))).text, "hello");
+  EXPECT_EQ(link_.num_recoveries(), 2);
+}
+
+TEST_F(EngineTest, NeighboursOfAKillerFinish) {
+  link_.AllowRecoveries(3);
+  link_.Kill('k');
+  const auto submit = [&] {
+    return std::vector{MustSubmit(Ask('x', 3, 20)), MustSubmit(Ask('k', 3, 20)),
+                       MustSubmit(Ask('x', 5, 20))};
+  };
+  engine_->Start();
+  const auto streams = submit();
+  EXPECT_EQ(ReadAll(*streams[0]).text, "hello");
+  EXPECT_EQ(ReadAll(*streams[1]).status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(ReadAll(*streams[2]).text, "hello");
+  EXPECT_LE(link_.num_recoveries(), 3);
+}
+
 TEST_F(EngineTest, DrainLetsWhatRunsFinishAndAdmitsNothing) {
   link_.HoldAt(StepId{3});
   engine_->Start();

@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "coordinator/engine/result_merger.h"
+#include "parallel/base/clock.h"
+
 namespace polyreme::engine {
 namespace {
 
@@ -39,6 +42,61 @@ TEST(Peers, OneDeviceMayBeSharedWhereThatIsAllowedOrNoneIsNamed) {
     EXPECT_TRUE(allowed.Join(RankOn(rank, "a/0000:1b:00.0")).ok());
     EXPECT_TRUE(unnamed.Join(RankOn(rank, "")).ok());
   }
+}
+
+TEST(Peers, ALossIsOfTheEpochOnceAllHaveServedAndTheRankMayComeAgain) {
+  Peers peers(RankOn(0, ""));
+  for (int32_t rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(peers.Join(RankOn(rank, "")).ok());
+    ASSERT_TRUE(peers.Attach(rank).ok());
+    peers.SetLoaded(rank, 1, 1, 1);
+    peers.SetReady(rank, {});
+  }
+  EXPECT_FALSE(peers.Lose(Unavailable("rank 1 was lost"))) << "nobody has served yet";
+  peers.SetServed();
+  EXPECT_TRUE(peers.Lose(Unavailable("rank 1 was lost")));
+  EXPECT_EQ(Message(peers.WaitFor(Peers::Phase::kReady, absl::InfinitePast())), "rank 1 was lost");
+  EXPECT_TRUE(peers.failure().ok());
+  EXPECT_EQ(peers.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+  peers.SetAbsent(1);
+  peers.NextEpoch();
+  EXPECT_TRUE(peers.loss().ok());
+  peers.SetEpochEnded(1);  // of the process that is gone
+  EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
+  EXPECT_TRUE(peers.Attach(1).ok());
+  peers.SetEpochEnded(0);
+  peers.SetEpochEnded(2);
+  EXPECT_FALSE(peers.WaitFor(Peers::Phase::kLoaded, absl::InfinitePast()).ok());
+  peers.SetLoaded(1, 1, 1, 1);
+  EXPECT_TRUE(peers.WaitFor(Peers::Phase::kLoaded, MonotonicNow() + absl::Seconds(10)).ok());
+}
+
+step::StepResult ResultOf(StepId id, Epoch epoch) {
+  step::StepResult result;
+  result.id = id;
+  result.epoch = epoch;
+  return result;
+}
+
+TEST(ResultMerger, WhatComesFromAnOldEpochIsIgnored) {
+  ResultMerger results(2, Epoch{1});
+  ASSERT_TRUE(results.Expect(StepId{0}).ok());
+  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1}));
+  results.Fail(Unavailable("rank 1 was lost"));
+  EXPECT_FALSE(results.Await(StepId{0}, absl::InfinitePast()).ok());
+  results.Restart(Epoch{2});
+  ASSERT_TRUE(results.Expect(StepId{0}).ok());
+  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1}));
+  results.Add(Rank{1}, ResultOf(StepId{7}, Epoch{1}));
+  EXPECT_EQ(results.Await(StepId{0}, absl::InfinitePast()).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{2}));
+  results.Add(Rank{1}, ResultOf(StepId{0}, Epoch{2}));
+  const auto merged = results.Await(StepId{0}, MonotonicNow() + absl::Seconds(10));
+  ASSERT_TRUE(merged.ok());
+  EXPECT_EQ(merged->epoch, Epoch{2});
+  results.Add(Rank{0}, ResultOf(StepId{1}, Epoch{3}));
+  EXPECT_EQ(results.failure().code(), absl::StatusCode::kInternal) << "of an epoch to come";
 }
 
 }  // namespace

@@ -15,6 +15,9 @@ absl::Status ScriptedLink::Submit(const step::StepPlan& plan) {
   result.id = plan.id;
   result.epoch = plan.epoch;
   result.timings = {{Rank{0}, absl::Milliseconds(3), absl::Milliseconds(1)}};
+  for (const step::StepRow& row : plan.rows) {
+    if (killers_.contains(slots_.at(row.slot).tokens.front())) killed_ = true;
+  }
   std::vector<int32_t> position_after;
   for (const step::StepRow& row : plan.rows) {
     for (int32_t i = 0; i < row.num_tokens; ++i)
@@ -62,6 +65,7 @@ absl::StatusOr<step::StepResult> ScriptedLink::Await(StepId step, absl::Time dea
   if (!released) return DeadlineExceeded("rank 0 has not answered");
   if (num_aborts_ > 0) return Unavailable("aborted");
   if (step >= fail_at_) return failure_;
+  if (killed_) return Unavailable("rank 0 was killed");
   CHECK(!answers_.empty() && answers_.front().id == step);
   step::StepResult result = std::move(answers_.front());
   answers_.pop_front();
@@ -72,6 +76,12 @@ void ScriptedLink::Abort(Epoch) noexcept {
   const std::lock_guard lock(mutex_);
   ++num_aborts_;
   changed_.notify_all();
+}
+
+absl::StatusOr<Epoch> ScriptedLink::Recover(const absl::Status& why) {
+  if (recoveries_left_-- <= 0) return why;
+  Restart();
+  return Epoch{++epoch_};
 }
 
 void ScriptedLink::FailAt(StepId step, absl::Status why) {
@@ -105,6 +115,7 @@ void ScriptedLink::Restart() {
   const std::lock_guard lock(mutex_);
   slots_ = step::SlotTable(limits_);
   answers_.clear();
+  killed_ = false;
   fail_at_ = hold_at_ = StepId{INT64_MAX};
   num_aborts_ = 0;
 }

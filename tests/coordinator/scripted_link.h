@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "coordinator/engine/worker_link.h"
@@ -22,11 +23,17 @@ class ScriptedLink final : public WorkerLink {
   absl::Status Submit(const step::StepPlan& plan) override;
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) override;
   void Abort(Epoch epoch) noexcept override;
+  absl::StatusOr<Epoch> Recover(const absl::Status& why) override;
+  // New workers come after a failure, so many times.
+  void AllowRecoveries(int32_t count) { recoveries_left_ = count; }
+  int64_t num_recoveries() const { return epoch_ - 1; }
 
   // What is drawn for a prompt that begins with token `key`: the text's bytes, then kEnd for ever.
   void Say(TokenId key, std::string text) { texts_[key] = std::move(text); }
   // The draw for output token `index` of such a prompt is not finite.
   void Poison(TokenId key, int32_t index) { poisoned_[key] = index; }
+  // Every step with a row of such a prompt kills the workers that take it.
+  void Kill(TokenId key) { killers_.insert(key); }
   // Await fails from this step on.
   void FailAt(StepId step, absl::Status why);
   // Await waits from this step on, until Release or Abort.
@@ -47,6 +54,10 @@ class ScriptedLink final : public WorkerLink {
   step::SlotTable slots_;
   std::map<TokenId, std::string> texts_;
   std::map<TokenId, int32_t> poisoned_;
+  std::set<TokenId> killers_;
+  bool killed_ = false;
+  int32_t recoveries_left_ = 0;
+  int64_t epoch_ = 1;
   std::deque<step::StepResult> answers_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;

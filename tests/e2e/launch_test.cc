@@ -162,8 +162,9 @@ TEST(Launch, AnotherCheckpointOnOneRankIsNamed) {
   std::filesystem::remove_all(copy);
 }
 
+// Without restarts: recovery_test has them.
 TEST(Launch, KilledWorkerEndsTheWholeNamedAndLeavesNothing) {
-  Cluster cluster = StartCluster({}, {"-tp", "2", "-pp", "2"});
+  Cluster cluster = StartCluster({}, {"-tp", "2", "-pp", "2", "--max-restarts", "0"});
   ASSERT_NE(cluster.port, 0);
   const std::vector<pid_t> family = cluster.program->Descendants("polyreme");
   ASSERT_EQ(family.size(), 5u);
@@ -185,7 +186,7 @@ TEST(Launch, KilledAgentTakesItsChildrenWithIt) {
 }
 
 TEST(Launch, KilledWorkerUnderMpirunEndsTheJob) {
-  Cluster cluster = StartCluster(Mpirun(2), {"-tp", "2"});
+  Cluster cluster = StartCluster(Mpirun(2), {"-tp", "2", "--max-restarts", "0"});
   ASSERT_NE(cluster.port, 0);
   const std::vector<pid_t> family = cluster.program->Descendants("polyreme");
   const std::vector<pid_t> workers = cluster.program->Descendants("polyreme worker");

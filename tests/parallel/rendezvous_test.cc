@@ -76,6 +76,19 @@ TEST(JobToken, IsNewEachTimeAndLong) {
   EXPECT_NE(token, MakeJobToken());
 }
 
+TEST(Rendezvous, AFenceEndsWaitsAndRefusesWhatBelongsToAnOldEpoch) {
+  InMemoryRendezvous meet;
+  ASSERT_TRUE(meet.Put("epoch/1/a", "x").ok());
+  const std::jthread waiter([&] {
+    EXPECT_EQ(meet.Wait("epoch/1/b", Soon()).status().code(), absl::StatusCode::kUnavailable);
+  });
+  meet.Fence("epoch/1/", Unavailable("lost"));
+  EXPECT_EQ(meet.Wait("epoch/1/a", Soon()).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(meet.Put("epoch/1/c", "x").code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(meet.Put("epoch/10/a", "x").ok());
+  EXPECT_EQ(*meet.Wait("epoch/10/a", Soon()), "x");
+}
+
 TEST(JobToken, AProofDependsOnTokenRoleAndTranscript) {
   const Nonce nonce = MakeNonce();
   const Proof proof = Prove("token", "role", nonce);

@@ -106,6 +106,13 @@ class ClusterClient::Impl {
       case pb::CoordinatorMessage::kStop:
         return StopOrder{MakeStatus(static_cast<absl::StatusCode>(message.stop().code()),
                                     message.stop().reason())};
+      case pb::CoordinatorMessage::kEndEpoch: {
+        const pb::EndEpoch& end = message.end_epoch();
+        return EndEpochOrder{Epoch{end.epoch()},
+                             MakeStatus(static_cast<absl::StatusCode>(end.code()), end.reason())};
+      }
+      case pb::CoordinatorMessage::kServing:
+        return ServingOrder{Epoch{message.serving().epoch()}};
       default:
         return Internal("the coordinator sent an empty message");
     }
@@ -190,9 +197,10 @@ absl::Status ClusterClient::SendLoaded(int64_t weight_bytes, int64_t kv_bytes_pe
   return impl_->Send(message);
 }
 
-absl::Status ClusterClient::SendReady(const MemoryReport& memory) {
+absl::Status ClusterClient::SendReady(Epoch epoch, const MemoryReport& memory) {
   pb::WorkerMessage message;
   pb::Ready& ready = *message.mutable_ready();
+  ready.set_epoch(epoch.value);
   ready.set_weight_bytes(memory.weight_bytes);
   ready.set_kv_bytes(memory.kv_bytes);
   ready.set_step_bytes(memory.step_bytes);
@@ -210,10 +218,17 @@ absl::Status ClusterClient::SendResult(const step::StepResult& result) {
   return impl_->Send(message);
 }
 
-absl::Status ClusterClient::SendFailed(const absl::Status& why) {
+absl::Status ClusterClient::SendFailed(Epoch epoch, const absl::Status& why) {
   pb::WorkerMessage message;
   message.mutable_failed()->set_code(static_cast<int32_t>(why.code()));
   message.mutable_failed()->set_message(Message(why));
+  message.mutable_failed()->set_epoch(epoch.value);
+  return impl_->Send(message);
+}
+
+absl::Status ClusterClient::SendEpochEnded(Epoch epoch) {
+  pb::WorkerMessage message;
+  message.mutable_epoch_ended()->set_epoch(epoch.value);
   return impl_->Send(message);
 }
 

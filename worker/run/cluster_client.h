@@ -47,7 +47,16 @@ struct StartOrder {
 struct StopOrder {
   absl::Status why;  // ok: in order
 };
-using Order = std::variant<StartOrder, step::StepPlan, StopOrder>;
+// The epoch is lost; ended with SendEpochEnded.
+struct EndEpochOrder {
+  Epoch epoch;
+  absl::Status why;
+};
+// All ranks of the epoch are ready.
+struct ServingOrder {
+  Epoch epoch;
+};
+using Order = std::variant<StartOrder, step::StepPlan, StopOrder, EndEpochOrder, ServingOrder>;
 
 // Read is for one thread, everything else for any.
 class ClusterClient final : public launch::Rendezvous {
@@ -71,9 +80,11 @@ class ClusterClient final : public launch::Rendezvous {
   absl::Status SendProgress(int64_t bytes_done, int64_t bytes_total);
   absl::Status SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block,
                           int64_t kv_bytes_budget);
-  absl::Status SendReady(const MemoryReport& memory);
+  absl::Status SendReady(Epoch epoch, const MemoryReport& memory);
   absl::Status SendResult(const step::StepResult& result);
-  absl::Status SendFailed(const absl::Status& why);
+  // epoch 0: outside any.
+  absl::Status SendFailed(Epoch epoch, const absl::Status& why);
+  absl::Status SendEpochEnded(Epoch epoch);
   // Says that nothing more will be sent, and waits briefly for the stream to end.
   void Finish();
 

@@ -69,6 +69,8 @@ absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const weights::Sh
 
 // For a start to end once its group is aborted.
 constexpr absl::Duration kStarterPatience = absl::Seconds(1);
+// For a rank to leave a lost epoch; then another process takes its place.
+constexpr absl::Duration kEpochEndPatience = absl::Seconds(5);
 
 class Worker {
  public:
@@ -96,11 +98,12 @@ class Worker {
   absl::Status Load();
   absl::Status ReadOrders();
   absl::Status OnStart(const StartOrder& order);
+  absl::Status OnEndEpoch(const EndEpochOrder& order);
   absl::Status Submit(step::StepPlan plan);
   absl::Status Start(const StartOrder& order);
   absl::Status JoinGroup(Epoch epoch);
   MemoryReport Report() const;
-  void Answer(absl::StatusOr<step::StepResult> result);
+  void Answer(Epoch epoch, absl::StatusOr<step::StepResult> result);
   void EndLoading();
   void EndSteps();
   void EndEpoch();
@@ -119,8 +122,10 @@ class Worker {
   // the starter is joined. Meanwhile the reader touches only what the mutex guards: it aborts the
   // group under a starter that waits for peers in it.
   std::thread starter_;
-  absl::Notification started_;  // or failed
-  bool abandoned_ = false;      // the starter still runs, and always will
+  std::unique_ptr<absl::Notification> started_;  // or failed
+  Epoch epoch_{0};                               // the reader's; the last that was started
+  std::atomic<bool> ending_ = false;             // that epoch is lost
+  bool abandoned_ = false;                       // the starter still runs, and always will
   int64_t communicator_bytes_ = 0;
   std::mutex mutex_;
   std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
@@ -135,9 +140,12 @@ absl::Status Worker::Run() {
   RETURN_IF_ERROR(client_.Attach(identity.rank));
   // Orders are read meanwhile, so that a stop is heard.
   loader_ = std::thread([this] {
-    if (absl::Status s = Load(); !s.ok() && !stopping_) client_.SendFailed(s).IgnoreError();
+    if (absl::Status s = Load(); !s.ok() && !stopping_) {
+      client_.SendFailed(Epoch{0}, s).IgnoreError();
+    }
   });
   const absl::Status status = ReadOrders();
+  if (abandoned_) return status;  // another process takes its place
   EndLoading();
   if (!abandoned_) EndSteps();
   if (status.ok() && !abandoned_) EndEpoch();
@@ -152,12 +160,23 @@ absl::Status Worker::ReadOrders() {
   for (;;) {
     ASSIGN_OR_RETURN(Order order, client_.Read());
     if (const auto* stop = std::get_if<StopOrder>(&order)) {
-      return stop->why.ok() ? absl::OkStatus() : Annotate(stop->why, "the launch ended");
+      if (stop->why.ok()) return absl::OkStatus();
+      const absl::Status why = Annotate(stop->why, "the launch ended");
+      // That code would ask for a successor.
+      return absl::IsAborted(why) ? Unavailable("{}", Message(why)) : why;
+    }
+    if (const auto* end = std::get_if<EndEpochOrder>(&order)) {
+      RETURN_IF_ERROR(OnEndEpoch(*end));
+      continue;
+    }
+    if (std::holds_alternative<ServingOrder>(order)) {
+      options_.on_serving();
+      continue;
     }
     const auto* const start = std::get_if<StartOrder>(&order);
     const absl::Status status =
         start != nullptr ? OnStart(*start) : Submit(std::get<step::StepPlan>(std::move(order)));
-    if (!status.ok()) client_.SendFailed(status).IgnoreError();
+    if (!status.ok()) client_.SendFailed(epoch_, status).IgnoreError();
   }
 }
 
@@ -166,12 +185,44 @@ absl::Status Worker::OnStart(const StartOrder& order) {
   if (starter_.joinable() || !loaded_) {
     return FailedPrecondition("a start order came out of turn");
   }
+  epoch_ = order.epoch;
+  ending_ = false;
+  started_ = std::make_unique<absl::Notification>();
   starter_ = std::thread([this, order] {
     const absl::Status status = Start(order);
-    if (!status.ok() && !stopping_) client_.SendFailed(status).IgnoreError();
-    started_.Notify();
+    if (!status.ok() && !stopping_) client_.SendFailed(order.epoch, status).IgnoreError();
+    started_->Notify();
   });
   return absl::OkStatus();
+}
+
+// Takes down what belongs to the epoch; shard and cache stay. A rank that came after the epoch was
+// lost has nothing of it: it says so once it has loaded, or by having loaded.
+absl::Status Worker::OnEndEpoch(const EndEpochOrder& order) {
+  if (!loaded_) return absl::OkStatus();
+  ending_ = true;
+  LogInfo("epoch {} is lost: {}", order.epoch.value, Message(order.why));
+  auto ended = std::make_shared<absl::Notification>();
+  std::thread ender([this, ended, why = order.why] {
+    {
+      const std::lock_guard lock(mutex_);
+      if (group_ != nullptr) group_->Abort(why);
+    }
+    if (starter_.joinable()) starter_.join();
+    if (loop_ != nullptr) loop_->Abort(why);
+    EndEpoch();
+    ended->Notify();
+  });
+  if (!ended->WaitForNotificationWithTimeout(kEpochEndPatience)) {
+    ender.detach();
+    abandoned_ = true;
+    return MakeStatus(
+        absl::StatusCode::kAborted,
+        fmt::format("rank {} could not leave epoch {} within {}", options_.identity.rank.value,
+                    order.epoch.value, absl::FormatDuration(kEpochEndPatience)));
+  }
+  ender.join();
+  return client_.SendEpochEnded(order.epoch);
 }
 
 absl::Status Worker::Submit(step::StepPlan plan) {
@@ -219,17 +270,20 @@ absl::Status Worker::JoinGroup(Epoch epoch) {
     communicator_bytes_ = std::max<int64_t>(0, free_before - shard_.backend->device().FreeBytes());
   }
   const std::lock_guard lock(mutex_);
-  if (stopping_) return Cancelled("the worker is stopping");
+  if (stopping_ || ending_) return Cancelled("the epoch is lost or the worker is stopping");
   group_ = std::move(group);
   return absl::OkStatus();
 }
 
 absl::Status Worker::Start(const StartOrder& order) {
-  loader_.join();
+  if (loader_.joinable()) loader_.join();
   RETURN_IF_ERROR(JoinGroup(order.epoch));
-  ASSIGN_OR_RETURN(shard_.cache, kv::KvCache::Make(shard_.backend->device(),
-                                                   LayoutOf(shard_.weights.shard, spec_, options_),
-                                                   order.num_blocks));
+  if (!shard_.cache.has_value()) {
+    ASSIGN_OR_RETURN(
+        shard_.cache,
+        kv::KvCache::Make(shard_.backend->device(), LayoutOf(shard_.weights.shard, spec_, options_),
+                          order.num_blocks));
+  }
   const ModelRunner::Parts parts{.backend = shard_.backend.get(),
                                  .weights = &shard_.weights,
                                  .cache = &*shard_.cache,
@@ -241,12 +295,14 @@ absl::Status Worker::Start(const StartOrder& order) {
   ASSIGN_OR_RETURN(runner_, ModelRunner::Make(parts, runner_options));
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_) return Cancelled("the worker is stopping");
+    if (stopping_ || ending_) return Cancelled("the epoch is lost or the worker is stopping");
     loop_ = std::make_unique<StepLoop>(
         *runner_, options_.limits.max_steps_in_flight,
-        [this](absl::StatusOr<step::StepResult> result) { Answer(std::move(result)); });
+        [this, epoch = order.epoch](absl::StatusOr<step::StepResult> result) {
+          Answer(epoch, std::move(result));
+        });
   }
-  return client_.SendReady(Report());
+  return client_.SendReady(order.epoch, Report());
 }
 
 MemoryReport Worker::Report() const {
@@ -262,12 +318,12 @@ MemoryReport Worker::Report() const {
   return memory;
 }
 
-void Worker::Answer(absl::StatusOr<step::StepResult> result) {
+void Worker::Answer(Epoch epoch, absl::StatusOr<step::StepResult> result) {
   // A send that fails means that the stream is gone, which the reader of orders finds out too.
   if (result.ok()) {
     client_.SendResult(*result).IgnoreError();
-  } else if (!stopping_) {
-    client_.SendFailed(result.status()).IgnoreError();
+  } else if (!stopping_ && !ending_) {
+    client_.SendFailed(epoch, result.status()).IgnoreError();
   }
 }
 
@@ -280,7 +336,7 @@ void Worker::EndLoading() {
     if (group_ != nullptr && loop_ == nullptr) group_->Abort(Cancelled("the worker is stopping"));
   }
   if (starter_.joinable()) {
-    if (!started_.WaitForNotificationWithTimeout(kStarterPatience) && DeviceMayHang()) {
+    if (!started_->WaitForNotificationWithTimeout(kStarterPatience) && DeviceMayHang()) {
       abandoned_ = true;
       return starter_.detach();
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/time/time.h"
@@ -43,11 +44,14 @@ struct WorkerOptions {
   // Rank, host, pid, build, settings, device; the checkpoint's fingerprint is filled in.
   JoinInfo identity;
   absl::Duration join_timeout = absl::Seconds(120);
+  // Called when all ranks of an epoch are ready: from here on a process that is lost is replaced.
+  std::function<void()> on_serving = [] {};
 };
 
 // Blocks for the worker's whole life. ok: stopped in order. Otherwise why it ended, which the
 // coordinator has been told where it could be; what the worker held is then left to the end of the
 // process, which should be at once and by _exit: a device may still wait for a peer that is gone.
+// Aborted: it could not leave a lost epoch, and another process should take its place.
 absl::Status RunWorker(WorkerOptions options);
 
 }  // namespace polyreme::run

@@ -1,0 +1,78 @@
+// The beats of a child process, over a pipe to its agent: that it runs, whether it has served, and
+// what its successor must know to take its place. A child that falls silent is stopped or hangs as
+// a whole, and is killed by its agent.
+//
+// One line a beat: "beat <serving>", or "note <text>".
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "absl/time/time.h"
+
+namespace polyreme::launch {
+
+inline constexpr char kHeartVariable[] = "POLYREME_HEART_FD";
+inline constexpr char kNoteVariable[] = "POLYREME_NOTE";
+// Exit code of a child that asks to be replaced (EX_TEMPFAIL).
+inline constexpr int kReplaceMe = 75;
+inline constexpr absl::Duration kHeartbeatInterval = absl::Milliseconds(250);
+
+// The child's side.
+class Heart {
+ public:
+  // Beats into the pipe that the agent has left in the environment; without one it does nothing.
+  static std::unique_ptr<Heart> Start();
+  ~Heart();
+  void SetServing();
+  // At most 1 KiB, one line.
+  void SetNote(std::string_view note);
+
+ private:
+  explicit Heart(int fd);
+  void Beat();
+  void Write(const std::string& line);
+
+  const int fd_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool serving_ = false;  // guarded by mutex_
+  bool ending_ = false;   // guarded by mutex_
+  std::thread thread_;
+};
+
+// What the process before this one of the same rank has noted; nullopt: this is the first.
+std::optional<std::string> NoteOfPredecessor();
+
+// The agent's side: reads what has come and judges silence by the agent's own clock.
+class HeartMonitor {
+ public:
+  // Takes a pipe's lines; `now` is when they were read.
+  void Take(std::string_view bytes, absl::Time now);
+  // A child was started: it is silent until its first beat.
+  void Reset();
+  // The child has begun to beat and beats no more.
+  bool IsSilent(absl::Time now) const;
+  // The agent itself did not run for so long: that is nobody's silence.
+  void Forgive(absl::Duration lost) { last_ += lost; }
+  absl::Duration silence(absl::Time now) const { return now - last_; }
+  bool has_served() const { return has_served_; }
+  const std::string& note() const { return note_; }
+
+ private:
+  absl::Duration Patience() const;
+
+  std::string partial_;
+  std::string note_;
+  bool has_served_ = false;
+  bool beats_ = false;
+  absl::Time last_;
+  absl::Duration longest_gap_;
+};
+
+}  // namespace polyreme::launch
