@@ -29,6 +29,7 @@ struct EngineOptions {
   int32_t stages = 1;          // pipeline stages: cohorts, and stages + 1 steps in flight
   int32_t max_num_seqs = 256;  // sequences running at once
   int32_t max_num_batched_tokens = 2048;  // tokens of one step
+  bool enable_prefix_caching = true;
   int32_t max_waiting = limits::kMaxWaitingSequences;
   int32_t stream_capacity = limits::kTokenStreamCapacity;
   absl::Duration step_patience = limits::kStepPatience;

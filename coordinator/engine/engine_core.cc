@@ -27,6 +27,7 @@ sched::SchedulerLimits EngineCore::LimitsOf(const EngineOptions& options) {
   limits.step = options.limits;
   limits.stages = options.stages;
   limits.max_num_seqs = options.max_num_seqs;
+  limits.enable_prefix_caching = options.enable_prefix_caching;
   limits.max_num_batched_tokens = options.max_num_batched_tokens;
   // Submit counts those that never ran; preempted ones wait beside them.
   limits.max_waiting = options.max_waiting + options.max_num_seqs;
@@ -146,6 +147,10 @@ void EngineCore::NoteStarted(const step::StepPlan& plan, absl::Time now) {
     Choice& choice = request.choices[found->second.choice];
     if (choice.started) continue;
     choice.started = true;
+    // Other choices share the first one's blocks anyway.
+    if (found->second.choice == 0) {
+      choice.num_cached_tokens = scheduler_.NumCachedTokens(opened.sequence);
+    }
     --parts_.signals->num_queued;
     if (found->second.choice != 0) continue;
     parts_.metrics.ObserveQueueTime(now - request.submitted);
@@ -183,6 +188,7 @@ void EngineCore::Deliver(absl::Span<const sched::TokenEvent> events, const step:
       continue;
     }
     OutputPiece piece = choice.output.Take(event, sample);
+    piece.num_cached_tokens = std::exchange(choice.num_cached_tokens, 0);
     num_tokens += std::ssize(piece.tokens);
     request->strikes = 0;
     const FinishReason finish = piece.finish;
@@ -260,6 +266,9 @@ void EngineCore::ObserveLoad() {
   metrics.SetRunning(scheduler_.num_running(), scheduler_.num_waiting());
   const double num_blocks = blocks_.num_blocks();
   metrics.SetCacheUsage((num_blocks - blocks_.num_free()) / num_blocks);
+  const sched::PrefixCacheCounts& cached = scheduler_.prefix_cache_counts();
+  metrics.AddPrefixCache(cached.queries - cached_seen_.queries, cached.hits - cached_seen_.hits);
+  cached_seen_ = cached;
   if (scheduler_.num_preemptions() > preemptions_seen_) {
     metrics.AddPreemptions(scheduler_.num_preemptions() - preemptions_seen_);
     preemptions_seen_ = scheduler_.num_preemptions();

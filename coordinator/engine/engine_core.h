@@ -88,6 +88,7 @@ class EngineCore {
     SequenceId sequence;
     ChoiceOutput output;
     bool started = false;
+    int32_t num_cached_tokens = 0;  // that its first piece is to tell of
     bool finished = false;
     absl::Time last_token = absl::InfinitePast();
   };
@@ -150,6 +151,7 @@ class EngineCore {
   int64_t steps_committed_ = 0;
   int64_t cancels_seen_ = 0;
   int64_t preemptions_seen_ = 0;
+  sched::PrefixCacheCounts cached_seen_;
 };
 
 }  // namespace polyreme::engine

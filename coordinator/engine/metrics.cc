@@ -118,7 +118,7 @@ struct Metrics::Impl {
   Histogram* recovery_seconds = nullptr;
   Twin<Gauge> recovering;
   Twin<Gauge> running, waiting, cache_usage;
-  Twin<Counter> prompt_tokens, generation_tokens, preemptions;
+  Twin<Counter> prompt_tokens, generation_tokens, preemptions, prefix_queries, prefix_hits;
 
   struct RankTimes {
     Counter* busy = nullptr;
@@ -175,6 +175,10 @@ Metrics::Metrics(const std::string& model_name, Names names)
   m.prompt_tokens = m.MakeCounter("prompt_tokens_total", "Prompt tokens taken in", true);
   m.generation_tokens = m.MakeCounter("generation_tokens_total", "Output tokens", true);
   m.preemptions = m.MakeCounter("num_preemptions_total", "Sequences sent back to waiting", true);
+  m.prefix_queries = m.MakeCounter("prefix_cache_queries_total",
+                                   "Prompt tokens looked up in the prefix cache", true);
+  m.prefix_hits =
+      m.MakeCounter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache", true);
   m.rank_busy = m.MakeCounters("rank_busy_seconds_total", "Time a rank computed");
   m.rank_waiting = m.MakeCounters("rank_waiting_seconds_total",
                                   "Time a rank waited for other ranks inside steps");
@@ -273,6 +277,11 @@ void Metrics::Recovered(absl::Duration elapsed) {
   impl_->recovering.Each([](Gauge& g) { g.Set(0); });
   impl_->recoveries->Increment();
   impl_->recovery_seconds->Observe(absl::ToDoubleSeconds(elapsed));
+}
+
+void Metrics::AddPrefixCache(int64_t queries, int64_t hits) {
+  impl_->prefix_queries.Each([&](Counter& c) { c.Increment(static_cast<double>(queries)); });
+  impl_->prefix_hits.Each([&](Counter& c) { c.Increment(static_cast<double>(hits)); });
 }
 
 void Metrics::HttpResponse(const std::string& route, int code) {

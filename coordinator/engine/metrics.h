@@ -34,8 +34,9 @@ class Metrics {
   void AddPromptTokens(int64_t tokens);
   void AddGenerationTokens(int64_t tokens);
   void AddPreemptions(int64_t count);
-  void Recovering();                       // an epoch was lost
-  void Recovered(absl::Duration elapsed);  // and the next one serves
+  void Recovering();                                   // an epoch was lost
+  void Recovered(absl::Duration elapsed);              // and the next one serves
+  void AddPrefixCache(int64_t queries, int64_t hits);  // in tokens
   // HTTP.
   void HttpResponse(const std::string& route,
                     int code);  // route from the route table, never from the client

@@ -194,6 +194,7 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   ASSIGN_OR_RETURN(options.limits, MakeStepLimits(config, files.spec, cluster.num_blocks()));
   options.stages = config.pipeline_parallel_size;
   options.max_num_seqs = config.max_num_seqs;
+  options.enable_prefix_caching = config.enable_prefix_caching;
   options.max_num_batched_tokens = config.max_num_batched_tokens;
   const SystemClock clock;
   engine::Metrics metrics(files.info.limits.model_name, config.vllm_metrics

@@ -106,6 +106,13 @@ void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
   flags.Add({"--max-num-batched-tokens", "--chunked-prefill-size", "--max-num-tokens"}, "N",
             "tokens of one step (default: 8192 on a GPU, 512 on CPU)",
             SetInt(&c.max_num_batched_tokens, 1, limits::kMaxStepTokens));
+  flags.Add({"--enable-prefix-caching"}, "", "share blocks of equal beginnings (default)",
+            SetFlag(&c.enable_prefix_caching));
+  flags.Add({"--no-enable-prefix-caching"}, "", "share blocks only between choices of one request",
+            [&c](const std::string&) {
+              c.enable_prefix_caching = false;
+              return absl::OkStatus();
+            });
   flags.Add({"--attention-backend"}, "NAME", "on a GPU: auto, flashinfer or own",
             SetOneOf(&c.attention_backend, {"auto", "flashinfer", "own"}));
   flags.Add({"--enforce-eager"}, "", "on a GPU: record no steps, launch each kernel anew",
@@ -158,7 +165,6 @@ void AddFaceFlags(FlagSet& flags, ServeConfig& c) {
   flags.Ignore({"--disable-log-requests"}, "");
   flags.Ignore({"--disable-log-stats"}, "");
   flags.Ignore({"--trust-remote-code"}, "");
-  flags.Ignore({"--no-enable-prefix-caching"}, "");
 }
 
 bool IsLoopback(const std::string& host) {

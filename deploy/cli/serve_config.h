@@ -46,6 +46,7 @@ struct ServeConfig {
   int32_t num_blocks = 0;             // 0: from the memory
   int32_t max_num_seqs = 256;
   int32_t max_num_batched_tokens = 0;  // 0: by the device, see SettleDevice
+  bool enable_prefix_caching = true;
   double gpu_memory_utilization = 0.92;
   std::string attention_backend = "auto";
   bool enforce_eager = false;
