@@ -244,8 +244,13 @@ absl::Status Worker::Load() {
     client_.SendProgress(done, total).IgnoreError();  // a lost stream is noticed by the reader
   };
   load.cancelled = [&] { return stopping_.load(); };
+  const absl::Time begin = MonotonicNow();
   ASSIGN_OR_RETURN(shard_.weights,
                    weights::LoadShard(*source_, spec_, plan_, load, shard_.backend->packer()));
+  const double seconds = absl::ToDoubleSeconds(MonotonicNow() - begin);
+  const auto bytes = static_cast<double>(shard_.weights.total_bytes());
+  LogInfo("weights: {:.1f} GiB in {:.2f} s, {:.1f} GB/s", bytes / 0x1p30, seconds,
+          bytes / 1e9 / seconds);
   const kv::KvLayout layout = LayoutOf(shard_.weights.shard, spec_, options_);
   ASSIGN_OR_RETURN(const int64_t budget, KvBudget(options_, shard_.weights, *shard_.backend));
   loaded_ = true;

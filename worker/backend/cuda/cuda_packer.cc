@@ -16,7 +16,8 @@ namespace {
 using weights::Weight;
 using weights::WeightSource;
 
-constexpr int kMaxUploadThreads = 8;
+// Eight gathered at 20 to 30 GB/s on a host whose link takes 55.
+constexpr int kMaxUploadThreads = 16;
 
 absl::StatusOr<Element> ElementOf(DType dtype) {
   switch (dtype) {

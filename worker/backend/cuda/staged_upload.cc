@@ -117,13 +117,13 @@ class StagedUpload::Lane {
       if (half.pinned == nullptr) {
         void* memory = nullptr;
         RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, kBufferBytes, cudaHostAllocDefault),
-                             "16 MiB of pinned host memory for uploads");
+                             "8 MiB of pinned host memory for uploads");
         half.pinned = static_cast<std::byte*>(memory);
       }
       if (converts && half.staged == nullptr) {
         void* memory = nullptr;
         RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, kBufferBytes),
-                             "16 MiB of device memory for converting weights");
+                             "8 MiB of device memory for converting weights");
         half.staged = static_cast<std::byte*>(memory);
       }
     }

@@ -36,7 +36,7 @@ struct UploadRequest {
 
 class StagedUpload {
  public:
-  static constexpr int64_t kBufferBytes = int64_t{16} << 20;
+  static constexpr int64_t kBufferBytes = int64_t{8} << 20;
 
   // Starts the threads; each takes its memory with its first piece.
   StagedUpload(int device_index, int num_threads);
