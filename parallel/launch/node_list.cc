@@ -56,7 +56,8 @@ absl::StatusOr<std::vector<std::string>> ExpandRanges(std::string_view ranges) {
     ASSIGN_OR_RETURN(const int32_t end, ParseNumber(high));
     if (end < begin) return Malformed(ranges);
     if (end - begin >= limits::kMaxRanks - std::ssize(numbers)) return TooMany();
-    for (int32_t i = begin; i <= end; ++i) numbers.push_back(fmt::format("{:0{}}", i, low.size()));
+    // 64 bits: the last number may be the largest that there is.
+    for (int64_t i = begin; i <= end; ++i) numbers.push_back(fmt::format("{:0{}}", i, low.size()));
   }
   return numbers;
 }

@@ -17,6 +17,12 @@ TEST(NodeList, ExpandsRangesInOrderAndKeepsLeadingZeros) {
   EXPECT_THAT(*ParseNodeList("a-b,c.d"), ElementsAre("a-b", "c.d"));
 }
 
+TEST(NodeList, ReachesTheLargestNumber) {
+  const absl::StatusOr<std::vector<std::string>> nodes = ParseNodeList("n[2147483646-2147483647]");
+  ASSERT_TRUE(nodes.ok()) << nodes.status();
+  EXPECT_EQ(*nodes, (std::vector<std::string>{"n2147483646", "n2147483647"}));
+}
+
 TEST(NodeList, RefusesWhatItDoesNotUnderstand) {
   for (const std::string_view text :
        {"", ",", "a,", ",a", "a,,b", "n[", "n]", "n[1-", "n[]", "n[1,]", "n[3-1]", "n[a-b]",
