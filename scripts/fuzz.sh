@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Fuzzes every parser of outside bytes under AddressSanitizer and UBSan, from the corpora in tests/fuzz/corpus.
-#   scripts/fuzz.sh [--seconds 60] [--jobs CORES] [target...]     targets: see tests/fuzz/CMakeLists.txt; default: all
+#   scripts/fuzz.sh [--seconds 60] [--jobs CORES] [--seed N] [target...]   targets: see tests/fuzz/CMakeLists.txt; default: all
+#   --seed N: the same inputs in the same order each time, so that what CI finds can be found again (default: another each time)
 # A finding is printed, kept as build/fuzz/found/<target>/..., and makes the exit status 1. Run it again with
 #   build/fuzz/tests/fuzz/fuzz_<target> FILE
 # When it is fixed, the file goes into tests/fuzz/corpus/<target>/ as found_<what>, where the plain suite replays it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-seconds=60 jobs=$(nproc) targets=()
+seconds=60 jobs=$(nproc) seed=0 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --seconds) seconds=${2:?--seconds needs a number}; shift 2 ;;
+    --seed) seed=${2:?--seed needs a number}; shift 2 ;;
     --jobs) jobs=${2:?--jobs needs a number}; shift 2 ;;
-    -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) targets+=("$1"); shift ;;
   esac
@@ -44,7 +46,7 @@ fuzz_one() {
   [ -f "tests/fuzz/$target.dict" ] && dictionary=(-dict="tests/fuzz/$target.dict")
   local status=0
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 "$folder/tests/fuzz/fuzz_$target" \
-    -max_total_time="$seconds" -timeout=5 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=8192 \
+    -max_total_time="$seconds" -seed="$seed" -timeout=5 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=8192 \
     -print_final_stats=1 -artifact_prefix="$found/" "${dictionary[@]}" "$work" "tests/fuzz/corpus/$target" \
     >"$log" 2>&1 || status=$?
   local runs coverage
@@ -54,5 +56,5 @@ fuzz_one() {
   [ "$status" -eq 0 ] || { tail -40 "$log"; return 1; }
 }
 export -f fuzz_one
-export folder seconds
+export folder seconds seed
 printf '%s\n' "${targets[@]}" | xargs -P "$jobs" -I{} bash -c 'fuzz_one {}' || { echo "fuzzing found something" >&2; exit 1; }
