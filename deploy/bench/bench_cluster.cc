@@ -65,6 +65,10 @@ absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const Cl
   if (!options.on_gpu()) return wanted;
   ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
   ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
+  if (options.layout.ranks() > std::ssize(system.gpus)) {
+    return FailedPrecondition("expected a GPU for each of {} ranks, {} are visible to this process",
+                              options.layout.ranks(), system.gpus.size());
+  }
   const auto ranks = static_cast<double>(options.layout.ranks());
   double blocks = wanted;
   for (int32_t i = 0; i < options.layout.ranks(); ++i) {

@@ -10,6 +10,7 @@
 #include "deploy/bench/bench_step.h"
 #include "deploy/bench/bench_throughput.h"
 #include "deploy/cli/commands.h"
+#include "deploy/cli/device_choice.h"
 #include "deploy/cli/flags.h"
 #include "parallel/plan/model_spec.h"
 
@@ -48,10 +49,7 @@ void Complete(BenchConfig& config) {
   const bool made = config.load_format == "dummy";
   cluster.format = made ? weights::LoadFormat::kDummy : weights::LoadFormat::kSafetensors;
   cluster.seed = static_cast<uint64_t>(config.seed);
-  if (config.attention == "own") cluster.backend.attention = backend::AttentionChoice::kOwn;
-  if (config.attention == "flashinfer") {
-    cluster.backend.attention = backend::AttentionChoice::kFlashInfer;
-  }
+  cluster.backend.attention = AttentionOf(config.attention);
 }
 
 // What --dtype means for a model stored in `stored`.

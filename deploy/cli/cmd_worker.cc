@@ -52,12 +52,6 @@ absl::StatusOr<std::string> ListenAddress(const ServeConfig& config,
   return launch::OwnAddressTowards(coordinator.substr(0, coordinator.rfind(':')));
 }
 
-backend::AttentionChoice ChoiceOf(const std::string& attention) {
-  if (attention == "own") return backend::AttentionChoice::kOwn;
-  if (attention == "flashinfer") return backend::AttentionChoice::kFlashInfer;
-  return backend::AttentionChoice::kAuto;
-}
-
 // The coordinator of a process that takes another's place listens already.
 constexpr absl::Duration kRejoinTimeout = absl::Seconds(30);
 
@@ -81,7 +75,7 @@ absl::Status SetGpuOptions(const ServeConfig& config, const plan::ModelSpec& spe
   options.backend_options.device_index = index;
   options.backend_options.enforce_eager = config.enforce_eager;
   options.backend_options.cache_directory = CacheDirectory();
-  options.backend_options.attention = ChoiceOf(config.attention_backend);
+  options.backend_options.attention = AttentionOf(config.attention_backend);
   options.memory_utilization = config.gpu_memory_utilization;
   options.head_chunk_samples = 256;  // wide enough that a decode step's logits are one product
   return absl::OkStatus();

@@ -50,6 +50,12 @@ absl::Status CheckDevice(const ServeConfig& config) {
   return Annotate(LookForGpu(), "--device cuda");
 }
 
+backend::AttentionChoice AttentionOf(const std::string& flag) {
+  if (flag == "own") return backend::AttentionChoice::kOwn;
+  if (flag == "flashinfer") return backend::AttentionChoice::kFlashInfer;
+  return backend::AttentionChoice::kAuto;
+}
+
 std::string CacheDirectory() {
   const launch::Environment environment = launch::ProcessEnvironment();
   if (const auto cache = environment("XDG_CACHE_HOME"); cache.has_value() && !cache->empty()) {

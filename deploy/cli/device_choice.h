@@ -4,6 +4,7 @@
 #include <string>
 
 #include "deploy/cli/serve_config.h"
+#include "worker/backend/backend.h"
 
 namespace polyreme::cli {
 
@@ -15,6 +16,9 @@ namespace polyreme::cli {
 absl::StatusOr<std::string> SettleDevice(ServeConfig& config);
 // For --device cuda: in one sentence what is missing, before any rank starts. Ok for cpu.
 absl::Status CheckDevice(const ServeConfig& config);
+
+// What --attention-backend says; its values are checked where flags are parsed.
+backend::AttentionChoice AttentionOf(const std::string& flag);
 
 // Where what was measured on this host is kept between runs: $XDG_CACHE_HOME/polyreme or
 // ~/.cache/polyreme; empty if neither can be told.
