@@ -87,7 +87,7 @@ std::string LinkTable(const cuda::GpuSystem& system) {
 
 std::string AllReduceTable(const DevicesReport& report) {
   std::vector<Row> rows = {{"All-reduce", "plain us", "window us"}};
-  for (const cuda::AllReduceTime& time : report.all_reduce) {
+  for (const comm::AllReduceTiming& time : report.all_reduce) {
     rows.push_back(
         {Size(time.bytes), Microseconds(time.plain_seconds), Microseconds(time.window_seconds)});
   }
@@ -143,7 +143,7 @@ Json DevicesJson(const DevicesReport& report) {
                                {"links", std::move(links)}});
   if (report.all_reduce.empty()) return all;
   Json times = Json::MakeArray();
-  for (const cuda::AllReduceTime& time : report.all_reduce) {
+  for (const comm::AllReduceTiming& time : report.all_reduce) {
     times.Append(Json::MakeObject({{"bytes", time.bytes},
                                    {"plain_seconds", time.plain_seconds},
                                    {"window_seconds", time.window_seconds}}));

@@ -13,7 +13,7 @@ struct DevicesReport {
   cuda::GpuSystem system;
   // By place in system.gpus; empty: not measured.
   std::vector<cuda::GpuMeasurement> measurements;
-  std::vector<cuda::AllReduceTime> all_reduce;  // over all GPUs; empty: not measured, or one GPU
+  std::vector<comm::AllReduceTiming> all_reduce;  // over all GPUs; empty: not measured, or one GPU
 };
 
 // Tables as nvidia-smi and its topo name things: GPUs, links between each pair, then times.

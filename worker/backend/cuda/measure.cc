@@ -174,9 +174,9 @@ absl::Status CheckCount(int32_t wanted, const char* what) {
 }
 
 // One rank's part of the measurement.
-absl::StatusOr<std::vector<AllReduceTime>> TimeRank(int32_t rank, int32_t num_gpus,
-                                                    comm::NcclFactory& factory,
-                                                    const std::string& id) {
+absl::StatusOr<std::vector<comm::AllReduceTiming>> TimeRank(int32_t rank, int32_t num_gpus,
+                                                            comm::NcclFactory& factory,
+                                                            const std::string& id) {
   comm::GroupSpec spec;
   spec.name = "GPUs that are measured";
   spec.rank = rank;
@@ -188,11 +188,8 @@ absl::StatusOr<std::vector<AllReduceTime>> TimeRank(int32_t rank, int32_t num_gp
   RETURN_IF_ERROR(made->UseArena({arena.data(), DType::kU8, Shape{kArenaBytes}}));
   const auto* const communicator = dynamic_cast<const comm::NcclCommunicator*>(made.get());
   CHECK(communicator != nullptr, "a group of {} goes through NCCL", num_gpus);
-  std::vector<AllReduceTime> times;
-  for (const comm::AllReduceTiming& timing : communicator->timings()) {
-    times.push_back({timing.bytes, timing.plain_seconds, timing.window_seconds});
-  }
-  return times;
+  const absl::Span<const comm::AllReduceTiming> timings = communicator->timings();
+  return std::vector<comm::AllReduceTiming>(timings.begin(), timings.end());
 }
 
 }  // namespace
@@ -212,7 +209,7 @@ absl::StatusOr<GpuMeasurement> MeasureGpu(int32_t index) {
   return found;
 }
 
-absl::StatusOr<std::vector<AllReduceTime>> MeasureAllReduce(int32_t num_gpus) {
+absl::StatusOr<std::vector<comm::AllReduceTiming>> MeasureAllReduce(int32_t num_gpus) {
   if (num_gpus < 2) return InvalidArgument("an all-reduce is among two or more, got {}", num_gpus);
   RETURN_IF_ERROR(CheckCount(num_gpus, "measuring all-reduces"));
   std::vector<std::unique_ptr<comm::NcclFactory>> factories;
@@ -221,7 +218,8 @@ absl::StatusOr<std::vector<AllReduceTime>> MeasureAllReduce(int32_t num_gpus) {
     factories.push_back(std::move(factory));
   }
   ASSIGN_OR_RETURN(const std::string id, factories[0]->MakeId());
-  std::vector<absl::StatusOr<std::vector<AllReduceTime>>> found(static_cast<size_t>(num_gpus));
+  std::vector<absl::StatusOr<std::vector<comm::AllReduceTiming>>> found(
+      static_cast<size_t>(num_gpus));
   std::vector<std::thread> threads;
   for (int32_t rank = 0; rank < num_gpus; ++rank) {
     const size_t i = static_cast<size_t>(rank);

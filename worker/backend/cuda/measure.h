@@ -16,6 +16,6 @@ absl::StatusOr<GpuMeasurement> MeasureGpu(int32_t index);
 
 // The worker's own communicator over GPUs [0, num_gpus), a thread each: times of the slowest, in
 // CUDA graphs, 8 KiB to 16 MiB. InvalidArgument with fewer than two, or more than there are.
-absl::StatusOr<std::vector<AllReduceTime>> MeasureAllReduce(int32_t num_gpus);
+absl::StatusOr<std::vector<comm::AllReduceTiming>> MeasureAllReduce(int32_t num_gpus);
 
 }  // namespace polyreme::cuda

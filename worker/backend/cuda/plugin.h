@@ -13,6 +13,7 @@
 
 #include "parallel/base/process_identity.h"
 #include "parallel/base/status.h"
+#include "parallel/comm/nccl_communicator.h"
 #include "worker/backend/backend.h"
 
 namespace polyreme::cuda {
@@ -49,11 +50,6 @@ struct GpuMeasurement {
   double upload_bytes_per_second = 0;  // pinned host to device
   double gemm_flops = 0;               // the activations' type, large square-ish product
 };
-struct AllReduceTime {
-  int64_t bytes = 0;
-  double plain_seconds = 0;
-  double window_seconds = 0;  // 0: no symmetric windows
-};
 
 // The plugin's table of functions.
 struct CudaPlugin {
@@ -64,7 +60,8 @@ struct CudaPlugin {
   absl::StatusOr<GpuSystem> (*describe)() = nullptr;
   absl::StatusOr<GpuMeasurement> (*measure)(int32_t index) = nullptr;
   // All-reduce over the first num_gpus GPUs, a thread each.
-  absl::StatusOr<std::vector<AllReduceTime>> (*measure_all_reduce)(int32_t num_gpus) = nullptr;
+  absl::StatusOr<std::vector<comm::AllReduceTiming>> (*measure_all_reduce)(int32_t num_gpus) =
+      nullptr;
   absl::StatusOr<std::unique_ptr<backend::Backend>> (*make_backend)(
       const backend::BackendOptions& options) = nullptr;
 };
