@@ -16,7 +16,7 @@ packages=(
 )
 for argument in "$@"; do
   case "$argument" in
-    --test) packages+=(libgtest-dev libgmock-dev ccache lld python3 git munge slurmctld slurmd slurm-client) ;;
+    --test) packages+=(libgtest-dev libgmock-dev ccache lld python3 git gnuplot-nox munge slurmctld slurmd slurm-client) ;;
     --cuda) packages+=(ccache lld python3 python3-pip patchelf zstd) ;;
     --fuzz) packages+=(clang-14 libclang-rt-14-dev lld) ;;
     *) echo "usage: $0 [--test] [--cuda] [--fuzz]" >&2; exit 2 ;;
