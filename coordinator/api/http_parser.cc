@@ -92,28 +92,36 @@ size_t HttpParser::Feed(std::string_view bytes) {
   return given - bytes.size();
 }
 
+size_t HttpParser::RoomInLine() const {
+  if (state() == State::kHead) return static_cast<size_t>(bounds_.head_bytes - head_bytes_);
+  return kMaxChunkLineBytes - line_.size();
+}
+
 bool HttpParser::TakeLine(std::string_view& bytes) {
   const size_t end = bytes.find('\n');
-  const std::string_view taken = bytes.substr(0, end == std::string_view::npos ? end : end + 1);
-  if (state() == State::kHead) {
-    head_bytes_ += static_cast<int64_t>(taken.size());
-    if (head_bytes_ > bounds_.head_bytes) {
-      Fail(431, fmt::format("expected a request line and headers of at most {} bytes in all",
-                            bounds_.head_bytes));
-      return false;
-    }
-  } else if (line_.size() + taken.size() > kMaxChunkLineBytes) {
-    Fail(400, "expected a chunk's size or end, got a longer line");
-    return false;
-  }
+  std::string_view taken = bytes.substr(0, end == std::string_view::npos ? end : end + 1);
+  // The first byte that may not be there decides, so that it does not matter how the bytes arrive.
+  const size_t room = RoomInLine();
+  const bool too_long = taken.size() > room;
+  taken = taken.substr(0, room);
   const size_t carriage_return = taken.find('\r');
-  const bool split_pair = !line_.empty() && line_.back() == '\r';
+  const bool split_pair = !line_.empty() && line_.back() == '\r' && !taken.empty();
   if ((split_pair && taken.front() != '\n') ||
       (carriage_return != std::string_view::npos && carriage_return + 1 < taken.size() &&
        taken[carriage_return + 1] != '\n')) {
     Fail(400, "expected no carriage return but before a line feed");
     return false;
   }
+  if (too_long && state() == State::kHead) {
+    Fail(431, fmt::format("expected a request line and headers of at most {} bytes in all",
+                          bounds_.head_bytes));
+    return false;
+  }
+  if (too_long) {
+    Fail(400, "expected a chunk's size or end, got a longer line");
+    return false;
+  }
+  if (state() == State::kHead) head_bytes_ += static_cast<int64_t>(taken.size());
   bytes.remove_prefix(taken.size());
   line_ += taken;
   if (end == std::string_view::npos) return false;

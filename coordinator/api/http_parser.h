@@ -64,6 +64,7 @@ class HttpParser {
     kFailed,
   };
 
+  size_t RoomInLine() const;  // bytes that the line being read may still have
   // Collects into line_ until a line end. True when a whole line is there, without its CRLF.
   bool TakeLine(std::string_view& bytes);
   void TakeBody(std::string_view& bytes);

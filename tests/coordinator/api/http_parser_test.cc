@@ -51,6 +51,30 @@ TEST(HttpParser, ReadsChunksHoweverTheirBytesAreCut) {
   }
 }
 
+TEST(HttpParser, TheFirstByteThatMayNotBeThereDecidesHoweverTheBytesAreCut) {
+  const HttpParser::Bounds bounds{.head_bytes = 64, .body_bytes = 64};
+  struct Case {
+    std::string bytes;
+    int32_t code;
+  };
+  const std::string long_line(100, 'a');
+  const std::vector<Case> cases = {
+      {"GET /\r" + long_line, 400},                                // then too long
+      {"GET /" + long_line + "\r" + long_line, 431},               // then a bare CR
+      {"GET /" + std::string(58, 'a') + "\r" + long_line, 431},    // the CR is the last in bounds
+      {"GET /" + std::string(57, 'a') + "\ra" + long_line, 400},   // the byte behind it is
+      {"GET /" + std::string(57, 'a') + "\r\n" + long_line, 400},  // a line that says too little
+      {"GET /\n" + long_line, 400},                                // a bare LF
+  };
+  for (const Case& c : cases) {
+    for (size_t piece = 1; piece <= c.bytes.size(); ++piece) {
+      HttpParser parser = Parse(c.bytes, piece, bounds);
+      ASSERT_EQ(parser.state(), State::kFailed) << c.bytes << " in pieces of " << piece;
+      EXPECT_EQ(parser.failure().code, c.code) << c.bytes << " in pieces of " << piece;
+    }
+  }
+}
+
 TEST(HttpParser, StopsWhereTheHeadAndTheRequestEnd) {
   const std::string head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n";
   HttpParser parser((HttpParser::Bounds()));
