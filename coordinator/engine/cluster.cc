@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <thread>
 
+#include "coordinator/engine/cache_size.h"
 #include "coordinator/engine/peers.h"
 #include "coordinator/engine/result_merger.h"
 #include "parallel/base/bounded_queue.h"
@@ -51,13 +51,17 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
                             options.settings, options.checkpoint, ""},
                options.allow_shared_device),
         results_(options.topology.world_size(), options.epoch),
-        epoch_(options.epoch.value) {}
+        epoch_(options.epoch.value),
+        restarts_(options.losses) {
+    if (options.incarnation > 1) peers_.SetServed();
+  }
 
   absl::Status Listen();
   std::string address() const { return fmt::format("{}:{}", options_.listen_address, port_); }
   absl::Status WaitUntilReady();
   absl::Status final_failure() const { return peers_.failure(); }
   int32_t num_blocks() const { return num_blocks_; }
+  Epoch epoch() const { return Epoch{epoch_.load()}; }
   std::vector<RankReport> reports() const;
   void Stop(const absl::Status& why, absl::Time deadline);
 
@@ -65,6 +69,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   void Fail(absl::Status why);
   // Costs `epoch` if it still runs and all have served before, otherwise the launch.
   void Lose(Epoch epoch, absl::Status why);
+  // Costs the epoch that runs now, whichever that is.
+  void LoseCurrent(const absl::Status& why);
 
   // WorkerLink.
   absl::Status Submit(const step::StepPlan& plan) override;
@@ -88,14 +94,18 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
 
  private:
   absl::Status CheckProof(const grpc::ServerContext& context, std::string_view method);
+  absl::Status CheckKey(std::string_view key) const;
+  // A worker that was with another incarnation, and in which epochs.
+  absl::Status NoteKnown(const pb::JoinRequest& request);
   void OnMessage(int32_t rank, const pb::WorkerMessage& message);
   void OnFailed(int32_t rank, const pb::Failed& failed);
   absl::Status WaitUntilLoaded();
-  absl::StatusOr<int32_t> ChooseNumBlocks() const;
+  absl::StatusOr<int32_t> NumBlocks() const;
+  absl::Status Meet();
   absl::Status StartEpoch();
   absl::Status CountRestart(const absl::Status& why);
+  absl::Status TakeOver();
   absl::Status BeginNextEpoch(const absl::Status& why);
-  Epoch epoch() const { return Epoch{epoch_.load()}; }
   absl::Status Broadcast(const pb::CoordinatorMessage& message);
   void CloseStreams(absl::Time deadline);
 
@@ -108,12 +118,14 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   int port_ = 0;
   int32_t num_blocks_ = 0;
   std::atomic<int64_t> epoch_;
-  std::deque<absl::Time> restarts_;  // engine thread
+  std::atomic<int64_t> ending_epoch_ = 0;  // the last that ranks were told to end
+  std::vector<absl::Time> restarts_;       // engine thread, or whoever waits until all are ready
 
   mutable std::mutex mutex_;
   std::condition_variable streams_changed_;
   std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;  // guarded by mutex_; one per open stream
   bool stopping_ = false;                                // guarded by mutex_
+  int64_t known_epoch_ = 0;                              // guarded by mutex_; by any worker
 };
 
 absl::Status Cluster::Impl::Listen() {
@@ -151,6 +163,7 @@ grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinReq
   const PeerIdentity identity{request->rank(),       request->world_size(), request->host(),
                               request->pid(),        request->build_id(),   request->config(),
                               request->checkpoint(), request->device()};
+  if (absl::Status s = NoteKnown(*request); !s.ok()) return ToGrpc(s);
   absl::Status joined = peers_.Join(identity);
   if (absl::IsAlreadyExists(joined) && peers_.has_served()) {
     // Its agent may know of the former process's end before its stream here does.
@@ -159,19 +172,44 @@ grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinReq
   }
   if (!joined.ok()) return ToGrpc(joined);
   reply->set_epoch(epoch().value);
+  reply->set_incarnation(options_.incarnation);
   reply->set_proof(launch::AnswerChallenge(options_.job_token, request->challenge()));
   return grpc::Status::OK;
+}
+
+absl::Status Cluster::Impl::NoteKnown(const pb::JoinRequest& request) {
+  if (request.known_incarnation() > options_.incarnation) {
+    // Whoever started another in this one's place holds it for dead.
+    const absl::Status over = FailedPrecondition(
+        "rank {} was with incarnation {} of the coordinator, and this is incarnation {}: its time "
+        "is over",
+        request.rank(), request.known_incarnation(), options_.incarnation);
+    Fail(over);
+    return over;
+  }
+  const std::lock_guard lock(mutex_);
+  known_epoch_ = std::max(known_epoch_, request.known_epoch());
+  return absl::OkStatus();
+}
+
+// A rank that has not yet left an epoch meets nobody any more.
+absl::Status Cluster::Impl::CheckKey(std::string_view key) const {
+  const std::string prefix = fmt::format("epoch/{}/", epoch().value);
+  if (key.starts_with(prefix)) return absl::OkStatus();
+  return FailedPrecondition("key '{:.100}': expected one that begins with {}", key, prefix);
 }
 
 grpc::Status Cluster::Impl::Put(grpc::ServerContext* context, const pb::PutRequest* request,
                                 pb::PutReply*) {
   if (absl::Status s = CheckProof(*context, "Put"); !s.ok()) return ToGrpc(s);
+  if (absl::Status s = CheckKey(request->key()); !s.ok()) return ToGrpc(s);
   return ToGrpc(meeting_.Put(request->key(), request->value()));
 }
 
 grpc::Status Cluster::Impl::Wait(grpc::ServerContext* context, const pb::WaitRequest* request,
                                  pb::WaitReply* reply) {
   if (absl::Status s = CheckProof(*context, "Wait"); !s.ok()) return ToGrpc(s);
+  if (absl::Status s = CheckKey(request->key()); !s.ok()) return ToGrpc(s);
   const absl::Duration patience = std::clamp(absl::Milliseconds(request->patience_ms()),
                                              absl::ZeroDuration(), 2 * limits::kJoinGroupPatience);
   absl::StatusOr<std::string> value = meeting_.Wait(request->key(), MonotonicNow() + patience);
@@ -208,7 +246,7 @@ grpc::Status Cluster::Impl::Attach(
     outboxes_.erase(rank);
     streams_changed_.notify_all();
     if (!stopping_) {
-      Lose(epoch(), Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
+      LoseCurrent(Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
     }
   }
   // Before another may take its place.
@@ -224,9 +262,9 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
       return peers_.SetProgress(rank, message.progress().bytes_done(),
                                 message.progress().bytes_total());
     case pb::WorkerMessage::kLoaded:
-      return peers_.SetLoaded(rank, message.loaded().weight_bytes(),
-                              message.loaded().kv_bytes_per_block(),
-                              message.loaded().kv_bytes_budget());
+      return peers_.SetLoaded(
+          rank, message.loaded().weight_bytes(), message.loaded().kv_bytes_per_block(),
+          message.loaded().kv_bytes_budget(), message.loaded().num_blocks_held());
     case pb::WorkerMessage::kReady: {
       const pb::Ready& ready = message.ready();
       if (ready.epoch() != epoch().value) return;
@@ -246,7 +284,7 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
     case pb::WorkerMessage::kFailed:
       return OnFailed(rank, message.failed());
     case pb::WorkerMessage::kEpochEnded:
-      if (message.epoch_ended().epoch() == epoch().value - 1) peers_.SetEpochEnded(rank);
+      if (message.epoch_ended().epoch() == ending_epoch_) peers_.SetEpochEnded(rank);
       return;
     default:
       return Lose(epoch(), Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
@@ -267,6 +305,15 @@ void Cluster::Impl::Lose(Epoch lost, absl::Status why) {
   if (!peers_.Lose(why)) return Fail(std::move(why));
   results_.Fail(why);
   meeting_.Fence(fmt::format("epoch/{}/", lost.value), std::move(why));
+}
+
+// One that begins while this is said has lost the same rank.
+void Cluster::Impl::LoseCurrent(const absl::Status& why) {
+  Epoch lost;
+  do {
+    lost = epoch();
+    Lose(lost, why);
+  } while (lost != epoch());
 }
 
 void Cluster::Impl::Fail(absl::Status why) {
@@ -302,31 +349,13 @@ absl::Status Cluster::Impl::WaitUntilLoaded() {
   }
 }
 
-absl::StatusOr<int32_t> Cluster::Impl::ChooseNumBlocks() const {
-  if (options_.num_blocks > 0) return options_.num_blocks;
-  int64_t blocks = options_.num_blocks_max;
-  std::string who = "nobody";
-  for (const Peers::Peer& peer : peers_.snapshot()) {
-    if (peer.kv_bytes_per_block == 0) continue;
-    const int64_t here = peer.kv_bytes_budget / peer.kv_bytes_per_block;
-    if (here < blocks) {
-      blocks = here;
-      who = fmt::format("rank {} (host {}): {} bytes for the cache, {} bytes a block",
-                        peer.identity.rank, peer.identity.host, peer.kv_bytes_budget,
-                        peer.kv_bytes_per_block);
-    }
-  }
-  if (blocks < options_.num_blocks_min) {
-    return ResourceExhausted(
-        "the cache holds {} blocks, but one sequence of the full context needs {}; limited by {}. "
-        "Give --kv-cache-memory-bytes "
-        "or a smaller --max-model-len",
-        blocks, options_.num_blocks_min, who);
-  }
-  return static_cast<int32_t>(blocks);
+absl::StatusOr<int32_t> Cluster::Impl::NumBlocks() const {
+  return ChooseNumBlocks(peers_.snapshot(),
+                         {options_.num_blocks, options_.num_blocks_min, options_.num_blocks_max});
 }
 
 absl::Status Cluster::Impl::WaitUntilReady() {
+  if (options_.incarnation > 1) return TakeOver();
   RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
   LogInfo("all {} ranks have joined ({})", options_.topology.world_size(),
           options_.topology.ToString());
@@ -334,14 +363,50 @@ absl::Status Cluster::Impl::WaitUntilReady() {
   RETURN_IF_ERROR(WaitUntilLoaded());
   LogInfo("all ranks have loaded their weights in {:.1f} s",
           absl::ToDoubleSeconds(MonotonicNow() - started));
-  ASSIGN_OR_RETURN(num_blocks_, ChooseNumBlocks());
+  ASSIGN_OR_RETURN(num_blocks_, NumBlocks());
   RETURN_IF_ERROR(StartEpoch());
   peers_.SetServed();
   return absl::OkStatus();
 }
 
+absl::Status Cluster::Impl::TakeOver() {
+  const absl::Time begin = MonotonicNow();
+  absl::Status status = CountRestart(
+      Unavailable("incarnation {} of the coordinator is gone", options_.incarnation - 1));
+  if (!status.ok()) {
+    Fail(status);
+    return status;
+  }
+  if (status = Meet(); !status.ok()) return Recover(status).status();
+  LogInfo("incarnation {} of the coordinator: epoch {} serves, after {:.2f} s",
+          options_.incarnation, epoch().value, absl::ToDoubleSeconds(MonotonicNow() - begin));
+  return absl::OkStatus();
+}
+
+// Waits for all ranks, whoever of them has to load, and starts the epoch with them.
+absl::Status Cluster::Impl::Meet() {
+  RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
+  RETURN_IF_ERROR(WaitUntilLoaded());
+  if (num_blocks_ == 0) {
+    const absl::StatusOr<int32_t> chosen = NumBlocks();
+    if (!chosen.ok()) {
+      Fail(chosen.status());  // another epoch would not help
+      return chosen.status();
+    }
+    num_blocks_ = *chosen;
+  }
+  RETURN_IF_ERROR(StartEpoch());
+  results_.Restart(epoch());
+  return peers_.loss();  // one that came before the restart is not forgotten
+}
+
 // All ranks have loaded: they meet, and are told once all are ready.
 absl::Status Cluster::Impl::StartEpoch() {
+  {
+    const std::lock_guard lock(mutex_);
+    epoch_ = std::max(epoch_.load(), known_epoch_ + 1);
+  }
+  options_.on_epoch(epoch(), restarts_);
   pb::CoordinatorMessage start;
   start.mutable_start()->set_epoch(epoch().value);
   start.mutable_start()->set_num_blocks(num_blocks_);
@@ -355,9 +420,7 @@ absl::Status Cluster::Impl::StartEpoch() {
 
 absl::Status Cluster::Impl::CountRestart(const absl::Status& why) {
   const absl::Time now = MonotonicNow();
-  while (!restarts_.empty() && now - restarts_.front() > options_.restart_window) {
-    restarts_.pop_front();
-  }
+  std::erase_if(restarts_, [&](absl::Time t) { return now - t > options_.restart_window; });
   if (options_.max_restarts == 0) return why;
   if (std::ssize(restarts_) >= options_.max_restarts) {
     return MakeStatus(
@@ -374,6 +437,7 @@ absl::Status Cluster::Impl::CountRestart(const absl::Status& why) {
 absl::Status Cluster::Impl::BeginNextEpoch(const absl::Status& why) {
   const Epoch lost = epoch();
   Lose(lost, why);
+  ending_epoch_ = lost.value;
   ++epoch_;
   peers_.NextEpoch();
   RETURN_IF_ERROR(peers_.failure());
@@ -381,9 +445,7 @@ absl::Status Cluster::Impl::BeginNextEpoch(const absl::Status& why) {
   end.mutable_end_epoch()->set_epoch(lost.value);
   end.mutable_end_epoch()->set_code(static_cast<int32_t>(why.code()));
   end.mutable_end_epoch()->set_reason(Message(why));
-  RETURN_IF_ERROR(Broadcast(end));
-  RETURN_IF_ERROR(peers_.WaitFor(Peers::Phase::kAttached, MonotonicNow() + options_.join_timeout));
-  return WaitUntilLoaded();
+  return Broadcast(end);
 }
 
 absl::StatusOr<Epoch> Cluster::Impl::Recover(const absl::Status& why) {
@@ -398,11 +460,7 @@ absl::StatusOr<Epoch> Cluster::Impl::Recover(const absl::Status& why) {
     }
     LogWarning("epoch {} is lost: {}; waiting for all ranks", epoch().value, Message(loss));
     loss = BeginNextEpoch(loss);
-    if (loss.ok()) loss = StartEpoch();
-    if (loss.ok()) {
-      results_.Restart(epoch());
-      loss = peers_.loss();  // one that came before the restart is not forgotten
-    }
+    if (loss.ok()) loss = Meet();
   } while (!loss.ok());
   LogInfo("epoch {} serves, after {:.2f} s", epoch().value,
           absl::ToDoubleSeconds(MonotonicNow() - begin));
@@ -488,6 +546,9 @@ absl::Status Cluster::failure() const {
 }
 int32_t Cluster::num_blocks() const {
   return impl_->num_blocks();
+}
+Epoch Cluster::epoch() const {
+  return impl_->epoch();
 }
 std::vector<RankReport> Cluster::reports() const {
   return impl_->reports();

@@ -8,9 +8,14 @@
 // A worker that is lost once all have served costs the epoch, not the launch: those that are left
 // are told to end it, the one that takes the lost one's place joins, and all meet in the next
 // epoch. What still comes from an old one is ignored.
+//
+// A coordinator that takes the place of a lost one (incarnation > 1) is such a loss as well: the
+// workers dial in again with weights and cache pool, and say which epochs they have known; the
+// first of this incarnation is above them all (docs/decisions/0011-coordinator-restart.md).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,7 +38,13 @@ struct ClusterOptions {
   std::string settings;    // "name=value" lines all ranks must share
   std::string checkpoint;  // fingerprint
   absl::Duration join_timeout = absl::Seconds(120);
-  Epoch epoch{1};            // the first
+  Epoch epoch{1};           // the first, or above it if a worker has known a higher one
+  int64_t incarnation = 1;  // of the coordinator; above 1 all have served before
+  // Losses before this incarnation; the one that made it necessary is not among them.
+  std::vector<absl::Time> losses;
+  // Called before anybody is told of an epoch, with the losses that count so far.
+  std::function<void(Epoch, const std::vector<absl::Time>&)> on_epoch =
+      [](Epoch, const std::vector<absl::Time>&) {};
   int32_t max_restarts = 3;  // epochs lost within restart_window; the next loss is final
   absl::Duration restart_window = absl::Minutes(10);
   int32_t num_blocks = 0;            // cache blocks by hand; 0: from the ranks' memory
@@ -61,7 +72,8 @@ class Cluster {
   // Waits until all ranks have joined, loaded their weights and met in their process group; logs
   // progress. Errors name ranks and hosts: DeadlineExceeded for those that did not come within the
   // join timeout, FailedPrecondition for one that differs, AlreadyExists for a rank that came
-  // twice, Unavailable for one that was lost.
+  // twice, Unavailable for one that was lost. With incarnation > 1 a loss meanwhile is one more
+  // recovery, as it is when serving.
   absl::Status WaitUntilReady();
 
   // Ends WaitUntilReady and every Await with `why`. Any thread.
@@ -72,6 +84,7 @@ class Cluster {
   absl::Status failure() const;
 
   int32_t num_blocks() const;  // after WaitUntilReady
+  Epoch epoch() const;         // the one that runs, or is being prepared
   std::vector<RankReport> reports() const;
   WorkerLink& link();
 

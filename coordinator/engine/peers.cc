@@ -48,7 +48,9 @@ absl::Status Peers::Check(const PeerIdentity& peer) const {
     return FailedPrecondition("{}: expected a rank from 0 to {}", who, expected_.world_size - 1);
   }
   const Peer& known = peers_[static_cast<size_t>(peer.rank)];
-  if (known.phase != Phase::kAbsent) {
+  // One that has joined and has no stream yet may have died in between, and nothing would tell.
+  const bool can_be_gone = has_served_ && known.phase == Phase::kJoined;
+  if (known.phase != Phase::kAbsent && !can_be_gone) {
     return AlreadyExists("{} came, but rank {} is already on host {} (pid {})", who, peer.rank,
                          known.identity.host, known.identity.pid);
   }
@@ -112,12 +114,13 @@ void Peers::SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total) {
 }
 
 void Peers::SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block,
-                      int64_t kv_bytes_budget) {
+                      int64_t kv_bytes_budget, int32_t num_blocks_held) {
   const std::lock_guard lock(mutex_);
   Peer& peer = peers_[static_cast<size_t>(rank)];
   peer.memory.weight_bytes = weight_bytes;
   peer.kv_bytes_per_block = kv_bytes_per_block;
   peer.kv_bytes_budget = kv_bytes_budget;
+  peer.num_blocks_held = num_blocks_held;
   peer.phase = Phase::kLoaded;
   changed_.notify_all();
 }

@@ -50,7 +50,8 @@ class Peers {
     int64_t bytes_total = 0;
     int64_t kv_bytes_per_block = 0;
     int64_t kv_bytes_budget = 0;
-    PeerMemory memory;  // of weights alone until the rank is ready
+    int32_t num_blocks_held = 0;  // of the cache pool it has from an epoch before; 0: none
+    PeerMemory memory;            // of weights alone until the rank is ready
   };
 
   // expected: what every rank must be like; its rank and host are the coordinator's.
@@ -64,7 +65,7 @@ class Peers {
   absl::Status Attach(int32_t rank);
   void SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total);
   void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block,
-                 int64_t kv_bytes_budget);
+                 int64_t kv_bytes_budget, int32_t num_blocks_held = 0);
   void SetReady(int32_t rank, const PeerMemory& memory);
   // The first failure stays and ends all waits.
   void Fail(absl::Status why);

@@ -20,12 +20,14 @@
 #include "coordinator/text/tokenizer.h"
 #include "deploy/cli/build_info.h"
 #include "deploy/cli/commands.h"
+#include "deploy/cli/coordinator_note.h"
 #include "deploy/cli/device_choice.h"
 #include "deploy/cli/generation_defaults.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/heart.h"
 #include "parallel/plan/shard_plan.h"
 #include "worker/weights/tensor_source.h"
 
@@ -36,6 +38,9 @@ namespace {
 constexpr absl::Duration kStopPatience = absl::Seconds(3);
 // How often the main thread looks whether it was signalled while it waits for the engine to fail.
 constexpr absl::Duration kLook = absl::Milliseconds(100);
+// For the ports of a coordinator that was lost to be free again: somebody's connection on its way
+// out may have drawn one of them.
+constexpr absl::Duration kPortPatience = absl::Seconds(10);
 
 volatile std::sig_atomic_t stop_requested = 0;
 void OnTerm(int) {
@@ -115,24 +120,57 @@ absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
   return files;
 }
 
+// Opens what listens; the ports of a coordinator before this one must be had again.
+template <class Open>
+auto TakePorts(bool again, Open open) -> decltype(open()) {
+  const absl::Time deadline = MonotonicNow() + (again ? kPortPatience : absl::ZeroDuration());
+  for (;;) {
+    auto opened = open();
+    if (!absl::IsUnavailable(opened.status())) return opened;
+    if (stop_requested != 0 || MonotonicNow() >= deadline) {
+      if (!again) return opened;
+      return Annotate(opened.status(), "a port of the coordinator before this one is not free");
+    }
+    poll(nullptr, 0, static_cast<int>(absl::ToInt64Milliseconds(kLook)));
+  }
+}
+
+// The note of the coordinator before this one, with this one's incarnation in it.
+absl::StatusOr<CoordinatorNote> FirstNote() {
+  const std::optional<std::string> line = launch::NoteOfPredecessor();
+  if (!line.has_value()) return CoordinatorNote{};
+  ASSIGN_OR_RETURN(CoordinatorNote note, CoordinatorNote::Decode(*line));
+  ++note.incarnation;
+  return note;
+}
+
 absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& config,
                                                              const ModelFiles& files,
-                                                             const std::string& job_token) {
+                                                             const std::string& job_token,
+                                                             CoordinatorNotebook& notebook) {
   ASSIGN_OR_RETURN(
       const plan::Topology topology,
       plan::Topology::Make(config.pipeline_parallel_size, config.tensor_parallel_size));
   engine::ClusterOptions options;
   options.topology = topology;
-  if (!config.coordinator.empty()) {
-    const size_t colon = config.coordinator.rfind(':');
+  const CoordinatorNote note = notebook.note();
+  const std::string& address =
+      note.incarnation > 1 ? note.cluster_address : config.coordinator;  // workers know the first
+  if (!address.empty()) {
+    const size_t colon = address.rfind(':');
     int32_t port = 0;
-    if (colon == std::string::npos ||
-        !SetInt(&port, 1, 65535)(config.coordinator.substr(colon + 1)).ok()) {
-      return InvalidArgument("--coordinator: expected HOST:PORT, got '{}'", config.coordinator);
+    if (colon == std::string::npos || !SetInt(&port, 1, 65535)(address.substr(colon + 1)).ok()) {
+      return InvalidArgument("--coordinator: expected HOST:PORT, got '{}'", address);
     }
-    options.listen_address = config.coordinator.substr(0, colon);
+    options.listen_address = address.substr(0, colon);
     options.port = port;
   }
+  options.incarnation = note.incarnation;
+  options.epoch = Epoch{note.epoch.value + 1};
+  options.losses = note.losses;
+  options.on_epoch = [&notebook](Epoch epoch, const std::vector<absl::Time>& losses) {
+    notebook.SetEpoch(epoch, losses);
+  };
   options.job_token = job_token;
   options.build_id = BuildId();
   options.settings = SharedSettings(config);
@@ -147,7 +185,11 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   options.num_blocks_min = per_sequence;
   options.num_blocks_max = static_cast<int32_t>(
       std::min<int64_t>(int64_t{per_sequence} * config.max_num_seqs, limits::kMaxBlocks));
-  return engine::Cluster::Listen(options);
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Cluster> cluster, TakePorts(note.incarnation > 1, [&] {
+                     return engine::Cluster::Listen(options);
+                   }));
+  notebook.SetClusterAddress(cluster->address());
+  return cluster;
 }
 
 std::string Size(int64_t bytes) {
@@ -189,9 +231,11 @@ void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool ex
 
 // Serves until the engine fails or a signal comes; the failure, or ok after a drain.
 absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& files,
-                               engine::Cluster& cluster) {
+                               engine::Cluster& cluster, CoordinatorNotebook& notebook,
+                               launch::Heart& heart) {
   engine::EngineOptions options;
   ASSIGN_OR_RETURN(options.limits, MakeStepLimits(config, files.spec, cluster.num_blocks()));
+  options.epoch = cluster.epoch();
   options.stages = config.pipeline_parallel_size;
   options.max_num_seqs = config.max_num_seqs;
   options.enable_prefix_caching = config.enable_prefix_caching;
@@ -207,20 +251,25 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   api::EngineBackend backend(engine);
   api::PublicServerOptions faces;
   faces.http.host = config.host;
-  faces.http.port = config.port;
+  const CoordinatorNote note = notebook.note();
+  faces.http.port = note.http_port != 0 ? note.http_port : config.port;
   if (config.grpc_port != 0) faces.grpc = api::GrpcOptions{config.host, config.grpc_port};
   faces.api_keys = config.api_keys;
   const text::ChatTemplate* chat_template =
       files.chat_template.has_value() ? &*files.chat_template : nullptr;
-  ASSIGN_OR_RETURN(const std::unique_ptr<api::PublicServer> server,
-                   api::PublicServer::Start(faces, {backend, *files.tokenizer, chat_template,
-                                                    files.info, metrics, clock}));
+  const api::PublicServerParts parts{backend,    *files.tokenizer, chat_template,
+                                     files.info, metrics,          clock};
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<api::PublicServer> server,
+      TakePorts(note.incarnation > 1, [&] { return api::PublicServer::Start(faces, parts); }));
+  notebook.SetPublicPorts(server->bound_port(), server->bound_grpc_port());
   LogReady(config, cluster, files.exact_sums);
   LogInfo("ready: serving {} at http://{}:{}{}", files.info.limits.model_name, config.host,
           server->bound_port(),
           config.grpc_port == 0
               ? ""
               : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
+  heart.SetServing();
 
   absl::Status failure;
   while (stop_requested == 0 && failure.ok()) {
@@ -252,16 +301,22 @@ absl::Status WaitUntilReadyOrStopped(engine::Cluster& cluster) {
 }
 
 absl::Status Coordinate(const ServeConfig& config) {
+  const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
+  ASSIGN_OR_RETURN(CoordinatorNote first, FirstNote());
+  const bool takes_over = first.incarnation > 1;
+  CoordinatorNotebook notebook(std::move(first), *heart);
   ASSIGN_OR_RETURN(const ModelFiles files, ReadModelFiles(config));
   ASSIGN_OR_RETURN(const std::string job_token, FindJobToken(config));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::Cluster> cluster,
-                   OpenCluster(config, files, job_token));
-  if (!config.meeting_file.empty()) {
+                   OpenCluster(config, files, job_token, notebook));
+  // Who comes later knows the address from the one before it.
+  const bool meets_by_file = !config.meeting_file.empty() && !takes_over;
+  if (meets_by_file) {
     RETURN_IF_ERROR(WriteMeetingFile(config.meeting_file, cluster->address(), job_token));
   }
   absl::Status status = WaitUntilReadyOrStopped(*cluster);
-  if (!config.meeting_file.empty()) RemoveMeetingFile(config.meeting_file);
-  if (status.ok()) status = ServeUntilStopped(config, files, *cluster);
+  if (meets_by_file) RemoveMeetingFile(config.meeting_file);
+  if (status.ok()) status = ServeUntilStopped(config, files, *cluster, notebook, *heart);
   cluster->Stop(status, MonotonicNow() + kStopPatience);
   return status;
 }

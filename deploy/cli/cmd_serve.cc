@@ -92,6 +92,7 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
                                  {"--rank", "0", "--world-size", std::to_string(world)}, kept,
                                  meeting, config.api_keys));
     children.back().title = "coordinator";
+    children.back().replaceable = true;
     children.back().drains = true;
   }
   const int32_t first = alone ? 0 : env.rank;

@@ -52,7 +52,8 @@ absl::StatusOr<std::string> ListenAddress(const ServeConfig& config,
   return launch::OwnAddressTowards(coordinator.substr(0, coordinator.rfind(':')));
 }
 
-// The coordinator of a process that takes another's place listens already.
+// The coordinator of a process that takes another's place listens already, or is itself one that
+// its agent starts again.
 constexpr absl::Duration kRejoinTimeout = absl::Seconds(30);
 
 // What a rank with a GPU needs to know besides what all ranks do.
@@ -106,6 +107,8 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   options.transport = KindOf(config.transport);
   options.host_identity = config.host_identity;
   options.join_timeout = config.join_timeout;
+  options.rejoin_timeout = config.max_restarts > 0 ? std::min(config.join_timeout, kRejoinTimeout)
+                                                   : absl::ZeroDuration();
   options.identity.rank = Rank{*config.launch.rank};
   options.identity.world_size = config.launch.world_size.value_or(topology.world_size());
   options.identity.host = config.host_identity.empty() ? HostName() : config.host_identity;
@@ -120,6 +123,7 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
     options.coordinator = note->substr(0, space);
     options.job_token = note->substr(space + 1);
     options.join_timeout = std::min(options.join_timeout, kRejoinTimeout);
+    options.takes_over = true;
   } else if (!config.meeting_file.empty()) {
     ASSIGN_OR_RETURN(MeetingPlace place,
                      WaitForMeetingFile(config.meeting_file, MonotonicNow() + config.join_timeout));

@@ -137,11 +137,8 @@ class Supervisor {
     looked_ = now;
     for (Child& child : children_) {
       if (!child.running || child.heart < 0) continue;
-      char bytes[4096];
       if (lost > absl::ZeroDuration()) child.monitor.Forgive(lost);
-      for (ssize_t n = 0; (n = read(child.heart, bytes, sizeof(bytes))) > 0;) {
-        child.monitor.Take({bytes, static_cast<size_t>(n)}, now);
-      }
+      ReadBeatsOf(child, now);
       if (!child.monitor.IsSilent(now)) continue;
       LogError("{} (pid {}) hangs: it has given no sign for {}; killing it", child.spec->title,
                child.pid, absl::FormatDuration(child.monitor.silence(now)));
@@ -150,8 +147,17 @@ class Supervisor {
     }
   }
 
+  static void ReadBeatsOf(Child& child, absl::Time now) {
+    char bytes[4096];
+    for (ssize_t n = 0; (n = read(child.heart, bytes, sizeof(bytes))) > 0;) {
+      child.monitor.Take({bytes, static_cast<size_t>(n)}, now);
+    }
+  }
+
   // Whether another process took the child's place.
   bool Replace(Child& child, int status, const absl::Status& verdict) {
+    // What it has said just before its end counts: the note is in it.
+    if (child.heart >= 0) ReadBeatsOf(child, MonotonicNow());
     const bool may = child.spec->replaceable && child.monitor.has_served() && !any_ended_ &&
                      kill_at_ == absl::InfiniteFuture() &&
                      (WIFSIGNALED(status) || WEXITSTATUS(status) == kReplaceMe);
@@ -166,7 +172,6 @@ class Supervisor {
       return false;
     }
     restarts_.push_back(now);
-    // What has come before the end is read first: the note is in it.
     if (absl::Status s = StartChild(child); !s.ok()) {
       LogError("{}", Message(s));
       return false;

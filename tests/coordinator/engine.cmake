@@ -2,5 +2,8 @@ polyreme_test(coordinator_engine_test
   SOURCES engine_core_test.cc engine_property_test.cc engine_test.cc request_test.cc scripted_link.cc token_stream_test.cc
   DEPS polyreme_engine)
 polyreme_test(coordinator_peers_test
-  SOURCES peers_test.cc
+  SOURCES cache_size_test.cc peers_test.cc
   DEPS polyreme_cluster)
+polyreme_test(coordinator_takeover_test
+  SOURCES takeover_test.cc
+  DEPS polyreme_cluster polyreme_worker)

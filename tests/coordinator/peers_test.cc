@@ -71,6 +71,19 @@ TEST(Peers, ALossIsOfTheEpochOnceAllHaveServedAndTheRankMayComeAgain) {
   EXPECT_TRUE(peers.WaitFor(Peers::Phase::kLoaded, MonotonicNow() + absl::Seconds(10)).ok());
 }
 
+TEST(Peers, ARankThatDiedBetweenJoiningAndItsStreamMayComeAgainOnceAllHaveServed) {
+  Peers first(RankOn(0, ""));
+  EXPECT_TRUE(first.Join(RankOn(1, "")).ok());
+  EXPECT_EQ(first.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+
+  Peers peers(RankOn(0, ""));
+  peers.SetServed();
+  EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
+  EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
+  EXPECT_TRUE(peers.Attach(1).ok());
+  EXPECT_EQ(peers.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+}
+
 step::StepResult ResultOf(StepId id, Epoch epoch) {
   step::StepResult result;
   result.id = id;

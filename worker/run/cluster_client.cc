@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <mutex>
+#include <set>
 
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
@@ -52,7 +53,7 @@ class ClusterClient::Impl {
     }
   }
 
-  absl::StatusOr<Epoch> Join(const JoinInfo& info, absl::Time deadline) {
+  absl::StatusOr<JoinedCluster> Join(const JoinInfo& info, absl::Time deadline) {
     grpc::ClientContext context;
     Prepare(context, "Join", deadline);
     context.set_wait_for_ready(true);
@@ -65,6 +66,8 @@ class ClusterClient::Impl {
     request.set_config(info.settings);
     request.set_checkpoint(info.checkpoint);
     request.set_device(info.device);
+    request.set_known_epoch(info.known_epoch.value);
+    request.set_known_incarnation(info.known_incarnation);
     request.set_challenge(launch::MakeJobToken());
     pb::JoinReply reply;
     const absl::Status status = FromGrpc(stub_->Join(&context, request, &reply));
@@ -75,7 +78,7 @@ class ClusterClient::Impl {
     if (reply.proof() != launch::AnswerChallenge(job_token_, request.challenge())) {
       return Unauthenticated("what listens at {} does not know this job's token", address_);
     }
-    return Epoch{reply.epoch()};
+    return JoinedCluster{Epoch{reply.epoch()}, reply.incarnation()};
   }
 
   absl::Status Attach(Rank rank) {
@@ -130,7 +133,27 @@ class ClusterClient::Impl {
     stream_->Finish();
   }
 
-  pb::Cluster::Stub& stub() { return *stub_; }
+  // One call of the meeting: `call` gets its context, unless the client is closed.
+  template <class Call>
+  absl::Status Run(const char* method, absl::Time deadline, Call call) {
+    grpc::ClientContext context;
+    Prepare(context, method, deadline);
+    {
+      const std::lock_guard lock(calls_mutex_);
+      if (closed_) return Cancelled("the coordinator at {} was left", address_);
+      calls_.insert(&context);
+    }
+    const grpc::Status status = call(*stub_, context);
+    const std::lock_guard lock(calls_mutex_);
+    calls_.erase(&context);
+    return FromGrpc(status);
+  }
+
+  void Close() {
+    const std::lock_guard lock(calls_mutex_);
+    closed_ = true;
+    for (grpc::ClientContext* call : calls_) call->TryCancel();
+  }
 
  private:
   const std::string address_;
@@ -140,6 +163,9 @@ class ClusterClient::Impl {
   std::unique_ptr<grpc::ClientReaderWriter<pb::WorkerMessage, pb::CoordinatorMessage>> stream_;
   std::mutex write_mutex_;
   bool finished_ = false;  // guarded by write_mutex_
+  std::mutex calls_mutex_;
+  std::set<grpc::ClientContext*> calls_;  // guarded by calls_mutex_; that run
+  bool closed_ = false;                   // guarded by calls_mutex_
 };
 
 ClusterClient::ClusterClient(const std::string& address, std::string job_token)
@@ -148,7 +174,7 @@ ClusterClient::~ClusterClient() {
   impl_->Finish();
 }
 
-absl::StatusOr<Epoch> ClusterClient::Join(const JoinInfo& info, absl::Time deadline) {
+absl::StatusOr<JoinedCluster> ClusterClient::Join(const JoinInfo& info, absl::Time deadline) {
   return impl_->Join(info, deadline);
 }
 absl::Status ClusterClient::Attach(Rank rank) {
@@ -156,24 +182,26 @@ absl::Status ClusterClient::Attach(Rank rank) {
 }
 
 absl::Status ClusterClient::Put(std::string_view key, std::string value) {
-  grpc::ClientContext context;
-  impl_->Prepare(context, "Put", MonotonicNow() + limits::kRpcPatience);
   pb::PutRequest request;
   request.set_key(std::string(key));
   request.set_value(std::move(value));
   pb::PutReply reply;
-  return FromGrpc(impl_->stub().Put(&context, request, &reply));
+  return impl_->Run("Put", MonotonicNow() + limits::kRpcPatience,
+                    [&](pb::Cluster::Stub& stub, grpc::ClientContext& context) {
+                      return stub.Put(&context, request, &reply);
+                    });
 }
 
 absl::StatusOr<std::string> ClusterClient::Wait(std::string_view key, absl::Time deadline) {
-  grpc::ClientContext context;
-  // The server ends the wait; the call's own deadline only guards against a server that is gone.
-  impl_->Prepare(context, "Wait", deadline + limits::kRpcPatience);
   pb::WaitRequest request;
   request.set_key(std::string(key));
   request.set_patience_ms(absl::ToInt64Milliseconds(deadline - MonotonicNow()));
   pb::WaitReply reply;
-  RETURN_IF_ERROR(FromGrpc(impl_->stub().Wait(&context, request, &reply)));
+  // The server ends the wait; the call's own deadline only guards against a server that is gone.
+  RETURN_IF_ERROR(impl_->Run("Wait", deadline + limits::kRpcPatience,
+                             [&](pb::Cluster::Stub& stub, grpc::ClientContext& context) {
+                               return stub.Wait(&context, request, &reply);
+                             }));
   return std::move(*reply.mutable_value());
 }
 
@@ -188,12 +216,13 @@ absl::Status ClusterClient::SendProgress(int64_t bytes_done, int64_t bytes_total
   return impl_->Send(message);
 }
 
-absl::Status ClusterClient::SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block,
-                                       int64_t kv_bytes_budget) {
+absl::Status ClusterClient::SendLoaded(const LoadedReport& report) {
   pb::WorkerMessage message;
-  message.mutable_loaded()->set_weight_bytes(weight_bytes);
-  message.mutable_loaded()->set_kv_bytes_per_block(kv_bytes_per_block);
-  message.mutable_loaded()->set_kv_bytes_budget(kv_bytes_budget);
+  pb::Loaded& loaded = *message.mutable_loaded();
+  loaded.set_weight_bytes(report.weight_bytes);
+  loaded.set_kv_bytes_per_block(report.kv_bytes_per_block);
+  loaded.set_kv_bytes_budget(report.kv_bytes_budget);
+  loaded.set_num_blocks_held(report.num_blocks_held);
   return impl_->Send(message);
 }
 
@@ -232,6 +261,9 @@ absl::Status ClusterClient::SendEpochEnded(Epoch epoch) {
   return impl_->Send(message);
 }
 
+void ClusterClient::Close() {
+  impl_->Close();
+}
 void ClusterClient::Finish() {
   impl_->Finish();
 }

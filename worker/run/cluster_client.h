@@ -26,6 +26,15 @@ struct JoinInfo {
   std::string settings;
   std::string checkpoint;
   std::string device;  // "host/bus id": no other rank may have it; empty: one that may be shared
+  // Of the coordinator this process was with before, if any.
+  Epoch known_epoch;              // the highest it has heard of
+  int64_t known_incarnation = 0;  // of that coordinator
+};
+
+// The coordinator that was joined.
+struct JoinedCluster {
+  Epoch epoch;              // that runs there now
+  int64_t incarnation = 1;  // it was started so many times
 };
 
 struct MemoryReport {
@@ -37,6 +46,13 @@ struct MemoryReport {
   int64_t free_bytes = 0;
   int32_t num_recorded = 0;
   absl::Duration recording_time;
+};
+
+struct LoadedReport {
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes_per_block = 0;
+  int64_t kv_bytes_budget = 0;
+  int32_t num_blocks_held = 0;  // of the pool from an epoch before; 0: none yet
 };
 
 // What the coordinator says.
@@ -66,20 +82,22 @@ class ClusterClient final : public launch::Rendezvous {
 
   // Waits for the listener and joins. The coordinator's refusal as it is; Unavailable when nobody
   // listens until `deadline`; Unauthenticated when what listens does not know the job token.
-  absl::StatusOr<Epoch> Join(const JoinInfo& info, absl::Time deadline);
+  absl::StatusOr<JoinedCluster> Join(const JoinInfo& info, absl::Time deadline);
   absl::Status Attach(Rank rank);
 
   absl::Status Put(std::string_view key, std::string value) override;
   absl::StatusOr<std::string> Wait(std::string_view key, absl::Time deadline) override;
 
   // The next order. Blocks while there is none: the stream's own keep-alive bounds the wait.
-  // Unavailable once it has ended.
+  // Unavailable once it has ended, and only then.
   absl::StatusOr<Order> Read();
+  // Ends every Put and Wait, now and later, with Cancelled: this coordinator is gone, and another
+  // may listen at its address.
+  void Close();
 
   // Unavailable once the stream has ended.
   absl::Status SendProgress(int64_t bytes_done, int64_t bytes_total);
-  absl::Status SendLoaded(int64_t weight_bytes, int64_t kv_bytes_per_block,
-                          int64_t kv_bytes_budget);
+  absl::Status SendLoaded(const LoadedReport& report);
   absl::Status SendReady(Epoch epoch, const MemoryReport& memory);
   absl::Status SendResult(const step::StepResult& result);
   // epoch 0: outside any.

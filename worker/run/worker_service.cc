@@ -14,6 +14,7 @@
 #include "parallel/base/log.h"
 #include "parallel/plan/model_spec.h"
 #include "worker/kv/kv_cache.h"
+#include "worker/run/coordinator_link.h"
 #include "worker/run/model_runner.h"
 #include "worker/run/step_loop.h"
 #include "worker/run/step_memory.h"
@@ -80,7 +81,7 @@ class Worker {
         spec_(std::move(spec)),
         plan_(std::move(plan)),
         source_(std::move(source)),
-        client_(options_.coordinator, options_.job_token) {}
+        link_(options_.coordinator, options_.job_token, Identity()) {}
   ~Worker() {
     EndLoading();
     EndEpoch();
@@ -95,8 +96,12 @@ class Worker {
   }
 
  private:
-  absl::Status Load();
+  JoinInfo Identity() const;
+  absl::StatusOr<LoadedReport> Load();
   absl::Status ReadOrders();
+  bool MayRejoin() const;
+  absl::Status Rejoin(const absl::Status& why);
+  absl::Status LeaveEpoch(const absl::Status& why);
   absl::Status OnStart(const StartOrder& order);
   absl::Status OnEndEpoch(const EndEpochOrder& order);
   absl::Status Submit(step::StepPlan plan);
@@ -112,11 +117,12 @@ class Worker {
   const plan::ModelSpec spec_;
   const plan::ShardPlan plan_;
   const std::unique_ptr<weights::TensorSource> source_;
-  ClusterClient client_;
+  CoordinatorLink link_;
+  bool has_served_ = false;        // the reader's
+  bool coordinator_gone_ = false;  // the reader's; its stream has ended without a stop
 
   std::thread loader_;
   std::atomic<bool> stopping_ = false;
-  std::atomic<bool> loaded_ = false;
   Shard shard_;  // the loader's until it is joined
   // One epoch, each over those before it: made by the starter, ended by the reader of orders once
   // the starter is joined. Meanwhile the reader touches only what the mutex guards: it aborts the
@@ -133,24 +139,53 @@ class Worker {
   std::unique_ptr<StepLoop> loop_;  // set under mutex_
 };
 
-absl::Status Worker::Run() {
+JoinInfo Worker::Identity() const {
   JoinInfo identity = options_.identity;
   identity.checkpoint = source_->fingerprint();
-  RETURN_IF_ERROR(client_.Join(identity, MonotonicNow() + options_.join_timeout).status());
-  RETURN_IF_ERROR(client_.Attach(identity.rank));
+  return identity;
+}
+
+absl::Status Worker::Run() {
+  using Effort = CoordinatorLink::Effort;
+  RETURN_IF_ERROR(link_.DialIn(MonotonicNow() + options_.join_timeout,
+                               options_.takes_over ? Effort::kPersistently : Effort::kOnce));
   // Orders are read meanwhile, so that a stop is heard.
   loader_ = std::thread([this] {
-    if (absl::Status s = Load(); !s.ok() && !stopping_) {
-      client_.SendFailed(Epoch{0}, s).IgnoreError();
-    }
+    absl::StatusOr<LoadedReport> loaded = Load();
+    if (!loaded.ok() && stopping_) return;
+    link_.TellLoaded(std::move(loaded), [this] {
+      return shard_.cache.has_value() ? static_cast<int32_t>(shard_.cache->num_blocks()) : 0;
+    });
   });
-  const absl::Status status = ReadOrders();
+  absl::Status status = ReadOrders();
+  while (coordinator_gone_ && MayRejoin()) {
+    status = Rejoin(status);
+    if (status.ok()) status = ReadOrders();
+  }
   if (abandoned_) return status;  // another process takes its place
   EndLoading();
   if (!abandoned_) EndSteps();
   if (status.ok() && !abandoned_) EndEpoch();
-  client_.Finish();
+  link_.client()->Finish();
   return status;
+}
+
+bool Worker::MayRejoin() const {
+  return (has_served_ || options_.takes_over) && options_.rejoin_timeout > absl::ZeroDuration();
+}
+
+// The agent of a lost coordinator starts another at its address.
+absl::Status Worker::Rejoin(const absl::Status& why) {
+  coordinator_gone_ = false;
+  LogWarning("{}; waiting for another to take its place", Message(why));
+  link_.client()->Close();
+  RETURN_IF_ERROR(LeaveEpoch(why));
+  absl::Status status = link_.DialIn(MonotonicNow() + options_.rejoin_timeout,
+                                     CoordinatorLink::Effort::kPersistently);
+  if (!status.ok()) return Annotate(status, Message(why));
+  LogInfo("joined incarnation {} of the coordinator, {}", link_.incarnation(),
+          link_.has_loaded() ? "with the weights that are here" : "while loading");
+  return absl::OkStatus();
 }
 
 // Ends with the coordinator's stop order, or when it is gone. Whatever goes wrong here is first
@@ -158,7 +193,12 @@ absl::Status Worker::Run() {
 // included.
 absl::Status Worker::ReadOrders() {
   for (;;) {
-    ASSIGN_OR_RETURN(Order order, client_.Read());
+    absl::StatusOr<Order> read = link_.client()->Read();
+    if (!read.ok()) {
+      coordinator_gone_ = absl::IsUnavailable(read.status());
+      return read.status();
+    }
+    Order order = *std::move(read);
     if (const auto* stop = std::get_if<StopOrder>(&order)) {
       if (stop->why.ok()) return absl::OkStatus();
       const absl::Status why = Annotate(stop->why, "the launch ended");
@@ -170,40 +210,54 @@ absl::Status Worker::ReadOrders() {
       continue;
     }
     if (std::holds_alternative<ServingOrder>(order)) {
+      has_served_ = true;
       options_.on_serving();
       continue;
     }
     const auto* const start = std::get_if<StartOrder>(&order);
     const absl::Status status =
         start != nullptr ? OnStart(*start) : Submit(std::get<step::StepPlan>(std::move(order)));
-    if (!status.ok()) client_.SendFailed(epoch_, status).IgnoreError();
+    if (!status.ok()) {
+      link_.client()->SendFailed(start != nullptr ? start->epoch : epoch_, status).IgnoreError();
+    }
   }
 }
 
 // Starting takes a while and waits for peers; orders are read meanwhile, so that a stop is heard.
 absl::Status Worker::OnStart(const StartOrder& order) {
-  if (starter_.joinable() || !loaded_) {
+  if (starter_.joinable() || !link_.has_loaded()) {
     return FailedPrecondition("a start order came out of turn");
   }
+  RETURN_IF_ERROR(link_.Admit(order.epoch));
   epoch_ = order.epoch;
   ending_ = false;
   started_ = std::make_unique<absl::Notification>();
   starter_ = std::thread([this, order] {
     const absl::Status status = Start(order);
-    if (!status.ok() && !stopping_) client_.SendFailed(order.epoch, status).IgnoreError();
+    if (!status.ok() && !stopping_) {
+      link_.client()->SendFailed(order.epoch, status).IgnoreError();
+    }
     started_->Notify();
   });
   return absl::OkStatus();
 }
 
-// Takes down what belongs to the epoch; shard and cache stay. A rank that came after the epoch was
-// lost has nothing of it: it says so once it has loaded, or by having loaded.
+// A rank that came after the epoch was lost has nothing of it: it says so once it has loaded, or by
+// having loaded.
 absl::Status Worker::OnEndEpoch(const EndEpochOrder& order) {
-  if (!loaded_) return absl::OkStatus();
-  ending_ = true;
+  link_.NoteEpoch(order.epoch);
+  if (!link_.has_loaded()) return absl::OkStatus();
   LogInfo("epoch {} is lost: {}", order.epoch.value, Message(order.why));
+  RETURN_IF_ERROR(LeaveEpoch(order.why));
+  link_.client()->SendEpochEnded(order.epoch).IgnoreError();  // a lost stream ends the next read
+  return absl::OkStatus();
+}
+
+// Takes down what belongs to the epoch; shard and cache stay.
+absl::Status Worker::LeaveEpoch(const absl::Status& why) {
+  ending_ = true;
   auto ended = std::make_shared<absl::Notification>();
-  std::thread ender([this, ended, why = order.why] {
+  std::thread ender([this, ended, why] {
     {
       const std::lock_guard lock(mutex_);
       if (group_ != nullptr) group_->Abort(why);
@@ -219,10 +273,10 @@ absl::Status Worker::OnEndEpoch(const EndEpochOrder& order) {
     return MakeStatus(
         absl::StatusCode::kAborted,
         fmt::format("rank {} could not leave epoch {} within {}", options_.identity.rank.value,
-                    order.epoch.value, absl::FormatDuration(kEpochEndPatience)));
+                    epoch_.value, absl::FormatDuration(kEpochEndPatience)));
   }
   ender.join();
-  return client_.SendEpochEnded(order.epoch);
+  return absl::OkStatus();
 }
 
 absl::Status Worker::Submit(step::StepPlan plan) {
@@ -231,7 +285,7 @@ absl::Status Worker::Submit(step::StepPlan plan) {
   return loop_->Submit(std::move(plan));
 }
 
-absl::Status Worker::Load() {
+absl::StatusOr<LoadedReport> Worker::Load() {
   ASSIGN_OR_RETURN(shard_.backend,
                    backend::MakeBackend(options_.backend, options_.backend_options));
   weights::LoadOptions load;
@@ -241,7 +295,9 @@ absl::Status Worker::Load() {
   load.progress = [&](int64_t done, int64_t total) {
     if (MonotonicNow() < next_report && done < total) return;
     next_report = MonotonicNow() + absl::Milliseconds(250);
-    client_.SendProgress(done, total).IgnoreError();  // a lost stream is noticed by the reader
+    link_.client()
+        ->SendProgress(done, total)
+        .IgnoreError();  // a lost stream is noticed by the reader
   };
   load.cancelled = [&] { return stopping_.load(); };
   const absl::Time begin = MonotonicNow();
@@ -253,8 +309,7 @@ absl::Status Worker::Load() {
           bytes / 1e9 / seconds);
   const kv::KvLayout layout = LayoutOf(shard_.weights.shard, spec_, options_);
   ASSIGN_OR_RETURN(const int64_t budget, KvBudget(options_, shard_.weights, *shard_.backend));
-  loaded_ = true;
-  return client_.SendLoaded(shard_.weights.total_bytes(), layout.bytes_per_block(), budget);
+  return LoadedReport{shard_.weights.total_bytes(), layout.bytes_per_block(), budget};
 }
 
 absl::Status Worker::JoinGroup(Epoch epoch) {
@@ -268,8 +323,9 @@ absl::Status Worker::JoinGroup(Epoch epoch) {
   join.host_identity = options_.host_identity;
   join.listen_address = options_.listen_address;
   const int64_t free_before = shard_.backend->device().FreeBytes();
+  const std::shared_ptr<ClusterClient> meeting = link_.client();
   ASSIGN_OR_RETURN(std::unique_ptr<comm::ProcessGroup> group,
-                   comm::ProcessGroup::Join(options_.topology, client_, join));
+                   comm::ProcessGroup::Join(options_.topology, *meeting, join));
   // Only a device's own communicators take of its memory.
   if (join.nccl != nullptr) {
     communicator_bytes_ = std::max<int64_t>(0, free_before - shard_.backend->device().FreeBytes());
@@ -288,6 +344,9 @@ absl::Status Worker::Start(const StartOrder& order) {
         shard_.cache,
         kv::KvCache::Make(shard_.backend->device(), LayoutOf(shard_.weights.shard, spec_, options_),
                           order.num_blocks));
+  } else if (shard_.cache->num_blocks() != order.num_blocks) {
+    return FailedPrecondition("expected to start with the {} cache blocks that are here, got {}",
+                              shard_.cache->num_blocks(), order.num_blocks);
   }
   const ModelRunner::Parts parts{.backend = shard_.backend.get(),
                                  .weights = &shard_.weights,
@@ -307,7 +366,7 @@ absl::Status Worker::Start(const StartOrder& order) {
           Answer(epoch, std::move(result));
         });
   }
-  return client_.SendReady(order.epoch, Report());
+  return link_.client()->SendReady(order.epoch, Report());
 }
 
 MemoryReport Worker::Report() const {
@@ -326,9 +385,9 @@ MemoryReport Worker::Report() const {
 void Worker::Answer(Epoch epoch, absl::StatusOr<step::StepResult> result) {
   // A send that fails means that the stream is gone, which the reader of orders finds out too.
   if (result.ok()) {
-    client_.SendResult(*result).IgnoreError();
+    link_.client()->SendResult(*result).IgnoreError();
   } else if (!stopping_ && !ending_) {
-    client_.SendFailed(epoch, result.status()).IgnoreError();
+    link_.client()->SendFailed(epoch, result.status()).IgnoreError();
   }
 }
 

@@ -44,11 +44,17 @@ struct WorkerOptions {
   // Rank, host, pid, build, settings, device; the checkpoint's fingerprint is filled in.
   JoinInfo identity;
   absl::Duration join_timeout = absl::Seconds(120);
+  // For another coordinator to take the place of one that is lost once all have served; zero: a
+  // lost coordinator ends the worker.
+  absl::Duration rejoin_timeout = absl::Seconds(30);
+  bool takes_over = false;  // another process of this rank was lost: all have served before
   // Called when all ranks of an epoch are ready: from here on a process that is lost is replaced.
   std::function<void()> on_serving = [] {};
 };
 
-// Blocks for the worker's whole life. ok: stopped in order. Otherwise why it ended, which the
+// Blocks for the worker's whole life, which a coordinator's death does not end: the group is ended,
+// weights and cache pool are kept, and the next coordinator at the address is joined.
+// ok: stopped in order. Otherwise why it ended, which the
 // coordinator has been told where it could be; what the worker held is then left to the end of the
 // process, which should be at once and by _exit: a device may still wait for a peer that is gone.
 // Aborted: it could not leave a lost epoch, and another process should take its place.

@@ -1,0 +1,231 @@
+// A coordinator that takes the place of a lost one, with ranks that only talk: what keeps the two
+// incarnations apart, over the real wire.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "coordinator/engine/cluster.h"
+#include "parallel/base/clock.h"
+#include "worker/run/coordinator_link.h"
+
+namespace polyreme::engine {
+namespace {
+
+using run::CoordinatorLink;
+using run::JoinInfo;
+using run::Order;
+using run::StartOrder;
+using ::testing::HasSubstr;
+
+constexpr char kToken[] = "a-token-of-this-test-0123456789";
+constexpr absl::Duration kPatience = absl::Seconds(30);
+
+ClusterOptions TwoShards(int64_t incarnation, int64_t epoch) {
+  ClusterOptions options;
+  options.topology = *plan::Topology::Make(1, 2);
+  options.job_token = kToken;
+  options.build_id = "build";
+  options.settings = "s=1\n";
+  options.checkpoint = "c";
+  options.join_timeout = kPatience;
+  options.num_blocks_max = 1000;
+  options.incarnation = incarnation;
+  options.epoch = Epoch{epoch};
+  return options;
+}
+
+JoinInfo Identity(int32_t rank, int64_t known_epoch, int64_t known_incarnation) {
+  JoinInfo info;
+  info.rank = Rank{rank};
+  info.world_size = 2;
+  info.host = "here";
+  info.pid = 100 + rank;
+  info.build_id = "build";
+  info.settings = "s=1\n";
+  info.checkpoint = "c";
+  info.known_epoch = Epoch{known_epoch};
+  info.known_incarnation = known_incarnation;
+  return info;
+}
+
+// A rank that has its weights, and perhaps a pool.
+class TalkingRank {
+ public:
+  TalkingRank(const Cluster& cluster, const JoinInfo& identity, int32_t num_blocks_held)
+      : link_(cluster.address(), kToken, identity) {
+    const absl::Status dialled =
+        link_.DialIn(MonotonicNow() + kPatience, CoordinatorLink::Effort::kOnce);
+    EXPECT_TRUE(dialled.ok()) << dialled;
+    link_.TellLoaded(run::LoadedReport{1, 10, 500, 0},
+                     [num_blocks_held] { return num_blocks_held; });
+  }
+
+  // Does as it is told until all serve; the start order that led there.
+  StartOrder ServeAsTold() {
+    StartOrder start;
+    for (;;) {
+      const absl::StatusOr<Order> order = link_.client()->Read();
+      if (!order.ok()) {
+        ADD_FAILURE() << order.status();
+        return start;
+      }
+      if (std::holds_alternative<run::ServingOrder>(*order)) return start;
+      if (const auto* end = std::get_if<run::EndEpochOrder>(&*order)) {
+        link_.NoteEpoch(end->epoch);
+        EXPECT_TRUE(link_.client()->SendEpochEnded(end->epoch).ok());
+      } else if (const auto* begin = std::get_if<StartOrder>(&*order)) {
+        start = *begin;
+        EXPECT_TRUE(link_.Admit(start.epoch).ok()) << start.epoch.value;
+        EXPECT_TRUE(link_.client()->SendReady(start.epoch, {}).ok());
+      } else {
+        ADD_FAILURE() << "an order that is out of place";
+        return start;
+      }
+    }
+  }
+
+  void Leave() { link_.client()->Finish(); }
+  CoordinatorLink& link() { return link_; }
+
+ private:
+  CoordinatorLink link_;
+};
+
+// The cluster's wait, and the ranks' lives, at once.
+std::vector<StartOrder> Serve(Cluster& cluster, const std::vector<TalkingRank*>& ranks) {
+  std::vector<std::future<StartOrder>> lives;
+  for (TalkingRank* rank : ranks) {
+    lives.push_back(std::async(std::launch::async, [rank] { return rank->ServeAsTold(); }));
+  }
+  const absl::Status ready = cluster.WaitUntilReady();
+  EXPECT_TRUE(ready.ok()) << ready;
+  if (!ready.ok()) cluster.Stop(ready, MonotonicNow());
+  std::vector<StartOrder> starts;
+  for (std::future<StartOrder>& life : lives) starts.push_back(life.get());
+  return starts;
+}
+
+TEST(Takeover, ItsFirstEpochIsAboveWhatAnyRankAndTheNoteHaveKnown) {
+  std::vector<int64_t> announced;
+  ClusterOptions options = TwoShards(2, 5);
+  options.on_epoch = [&](Epoch epoch, const std::vector<absl::Time>& losses) {
+    announced.push_back(epoch.value);
+    EXPECT_EQ(losses.size(), 1u) << "the lost coordinator counts";
+  };
+  const auto cluster = *Cluster::Listen(options);
+  TalkingRank a(*cluster, Identity(0, 3, 1), 0);
+  TalkingRank b(*cluster, Identity(1, 7, 1), 0);
+  for (const StartOrder& start : Serve(*cluster, {&a, &b})) EXPECT_EQ(start.epoch, Epoch{8});
+  EXPECT_EQ(announced, std::vector<int64_t>{8});
+  EXPECT_EQ(cluster->epoch(), Epoch{8});
+  EXPECT_EQ(a.link().incarnation(), 2);
+
+  const auto by_note = *Cluster::Listen(TwoShards(2, 12));
+  TalkingRank c(*by_note, Identity(0, 3, 1), 0);
+  TalkingRank d(*by_note, Identity(1, 0, 0), 0);
+  for (const StartOrder& start : Serve(*by_note, {&c, &d})) EXPECT_EQ(start.epoch, Epoch{12});
+}
+
+TEST(Takeover, APoolThatARankHoldsSettlesTheNumberOfBlocks) {
+  const auto cluster = *Cluster::Listen(TwoShards(2, 2));
+  TalkingRank a(*cluster, Identity(0, 1, 1), 37);
+  TalkingRank b(*cluster, Identity(1, 0, 0), 0);
+  for (const StartOrder& start : Serve(*cluster, {&a, &b})) EXPECT_EQ(start.num_blocks, 37);
+  EXPECT_EQ(cluster->num_blocks(), 37);
+}
+
+TEST(Takeover, ACoordinatorThatWasReplacedGivesUpAtTheFirstRankThatKnowsIt) {
+  const auto old = *Cluster::Listen(TwoShards(1, 1));
+  CoordinatorLink link(old->address(), kToken, Identity(0, 4, 2));
+  const absl::Status refused =
+      link.DialIn(MonotonicNow() + kPatience, CoordinatorLink::Effort::kPersistently);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_THAT(Message(old->failure()), HasSubstr("its time is over"));
+  EXPECT_FALSE(old->WaitUntilReady().ok());
+}
+
+TEST(Takeover, OnlyTheEpochThatRunsMeets) {
+  const auto cluster = *Cluster::Listen(TwoShards(2, 6));
+  TalkingRank a(*cluster, Identity(0, 5, 1), 0);
+  TalkingRank b(*cluster, Identity(1, 5, 1), 0);
+  Serve(*cluster, {&a, &b});
+  EXPECT_TRUE(a.link().client()->Put("epoch/6/x", "v").ok());
+  for (const char* key : {"epoch/5/x", "epoch/60/x", "x"}) {
+    EXPECT_EQ(a.link().client()->Put(key, "v").code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(a.link().client()->Wait(key, MonotonicNow() + kPatience).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
+}
+
+TEST(Takeover, ALossBeforeItServesIsOneMoreRecovery) {
+  const auto cluster = *Cluster::Listen(TwoShards(2, 2));
+  TalkingRank a(*cluster, Identity(0, 1, 1), 37);
+  auto b = std::make_unique<TalkingRank>(*cluster, Identity(1, 1, 1), 37);
+  b->Leave();
+  b.reset();
+  // As the agent would start it; it may come before the loss of the one before it is noticed.
+  TalkingRank successor(*cluster, Identity(1, 0, 0), 0);
+  const std::vector<StartOrder> starts = Serve(*cluster, {&a, &successor});
+  for (const StartOrder& start : starts) {
+    EXPECT_EQ(start.epoch, cluster->epoch());
+    EXPECT_EQ(start.num_blocks, 37);
+  }
+}
+
+TEST(Takeover, LossesBeforeItCountToo) {
+  ClusterOptions options = TwoShards(3, 2);
+  options.max_restarts = 2;
+  options.losses = {MonotonicNow() - absl::Hours(1), MonotonicNow(), MonotonicNow()};
+  const absl::Status ended = (*Cluster::Listen(options))->WaitUntilReady();
+  EXPECT_THAT(Message(ended), HasSubstr("incarnation 2 of the coordinator is gone"));
+  EXPECT_THAT(Message(ended), HasSubstr("2 losses within 10m before it"));
+}
+
+TEST(CoordinatorLink, AnEpochThatWasHeardOfNeverStartsAgain) {
+  CoordinatorLink link("127.0.0.1:1", kToken, Identity(0, 0, 0));
+  EXPECT_TRUE(link.Admit(Epoch{1}).ok());
+  EXPECT_EQ(link.Admit(Epoch{1}).code(), absl::StatusCode::kFailedPrecondition);
+  link.NoteEpoch(Epoch{4});
+  EXPECT_FALSE(link.Admit(Epoch{4}).ok());
+  EXPECT_TRUE(link.Admit(Epoch{5}).ok());
+}
+
+TEST(CoordinatorLink, AClosedClientMeetsNobodyAtTheAddressItHad) {
+  const auto cluster = *Cluster::Listen(TwoShards(2, 2));
+  TalkingRank a(*cluster, Identity(0, 1, 1), 0);
+  TalkingRank b(*cluster, Identity(1, 1, 1), 0);
+  Serve(*cluster, {&a, &b});
+  const std::shared_ptr<run::ClusterClient> client = a.link().client();
+  std::future<absl::Status> waiting = std::async(std::launch::async, [&] {
+    return client->Wait("epoch/2/never", MonotonicNow() + kPatience).status();
+  });
+  client->Close();
+  EXPECT_EQ(waiting.get().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(client->Put("epoch/2/x", "v").code(), absl::StatusCode::kCancelled);
+}
+
+TEST(CoordinatorLink, WaitsForACoordinatorThatComesLater) {
+  // A port that was somebody's a moment ago.
+  std::string address;
+  {
+    const auto cluster = *Cluster::Listen(TwoShards(1, 1));
+    address = cluster->address();
+  }
+  CoordinatorLink link(address, kToken, Identity(0, 1, 1));
+  std::future<absl::Status> dialled = std::async(std::launch::async, [&] {
+    return link.DialIn(MonotonicNow() + kPatience, CoordinatorLink::Effort::kPersistently);
+  });
+  ClusterOptions options = TwoShards(2, 2);
+  options.port = std::stoi(address.substr(address.rfind(':') + 1));
+  const absl::StatusOr<std::unique_ptr<Cluster>> cluster = Cluster::Listen(options);
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  EXPECT_TRUE(dialled.get().ok());
+  EXPECT_EQ(link.incarnation(), 2);
+}
+
+}  // namespace
+}  // namespace polyreme::engine
