@@ -16,12 +16,14 @@
 #include "coordinator/engine/cluster.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/metrics.h"
+#include "coordinator/engine/recorded_link.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/tokenizer.h"
 #include "deploy/cli/build_info.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/coordinator_note.h"
 #include "deploy/cli/device_choice.h"
+#include "deploy/cli/flight_files.h"
 #include "deploy/cli/generation_defaults.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
@@ -244,8 +246,14 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   engine::Metrics metrics(files.info.limits.model_name, config.vllm_metrics
                                                             ? engine::Metrics::Names::kOwnAndVllm
                                                             : engine::Metrics::Names::kOwn);
-  engine::Engine engine(options, files.info.limits, cluster.link(), *files.tokenizer, clock,
-                        metrics);
+  const std::unique_ptr<FlightRecorder> flight = FlightRecorder::Open(config);
+  std::optional<engine::RecordedLink> recorded;
+  if (flight->ring() != nullptr) {
+    recorded.emplace(cluster.link(), options.epoch, *flight->ring(),
+                     [&](const absl::Status& why) { flight->Save(why); });
+  }
+  engine::WorkerLink& link = recorded.has_value() ? *recorded : cluster.link();
+  engine::Engine engine(options, files.info.limits, link, *files.tokenizer, clock, metrics);
   engine.Start();
 
   api::EngineBackend backend(engine);
@@ -285,6 +293,7 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   }
   server->Stop(MonotonicNow() + kStopPatience);
   engine.Stop();
+  flight->End(failure);
   return failure;
 }
 

@@ -10,6 +10,7 @@
 #include "deploy/cli/check_model.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/device_choice.h"
+#include "deploy/cli/flight_files.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/log.h"
@@ -81,7 +82,8 @@ Arguments ForChildren(const Arguments& arguments) {
 }
 
 std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const launch::LaunchEnv& env,
-                                            const Arguments& arguments, const Meeting& meeting) {
+                                            const Arguments& arguments, const Meeting& meeting,
+                                            FlightKeeper& flights) {
   const int32_t world = config.tensor_parallel_size * config.pipeline_parallel_size;
   const bool alone = env.world_size == 1 && world > 1;
   Arguments kept = ForChildren(arguments);
@@ -93,6 +95,7 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
                                  meeting, config.api_keys));
     children.back().title = "coordinator";
     children.back().replaceable = true;
+    flights.Add(trace::kCoordinatorRank, children.back());
     children.back().drains = true;
   }
   const int32_t first = alone ? 0 : env.rank;
@@ -107,6 +110,7 @@ std::vector<launch::ChildSpec> MakeChildren(const ServeConfig& config, const lau
         kept, meeting, config.api_keys));
     children.back().title = fmt::format("worker rank {}", first + i);
     children.back().replaceable = true;
+    flights.Add(first + i, children.back());
   }
   return children;
 }
@@ -152,7 +156,11 @@ absl::Status Serve(const Arguments& arguments, ServeConfig config) {
   if (env.rank == 0 && !meeting.file.empty()) {
     options.on_first_end = [&] { RemoveMeetingFile(meeting.file); };
   }
-  return launch::RunAgent(MakeChildren(config, env, arguments, meeting), options);
+  ASSIGN_OR_RETURN(FlightKeeper flights, FlightKeeper::Make(config, env));
+  const absl::Status status =
+      launch::RunAgent(MakeChildren(config, env, arguments, meeting, flights), options);
+  if (!status.ok()) flights.SaveOrphans(status);
+  return status;
 }
 
 }  // namespace

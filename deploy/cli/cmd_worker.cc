@@ -12,6 +12,7 @@
 #include "deploy/cli/build_info.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/device_choice.h"
+#include "deploy/cli/flight_files.h"
 #include "deploy/cli/meeting.h"
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
@@ -171,7 +172,11 @@ int RunWorker(const Arguments& arguments) {
       const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
       heart->SetNote(fmt::format("{} {}", options->coordinator, options->job_token));
       options->on_serving = [&] { heart->SetServing(); };
+      const std::unique_ptr<FlightRecorder> flight = FlightRecorder::Open(config);
+      options->recorder = flight->ring();
+      options->on_epoch_lost = [&](const absl::Status& why) { flight->Save(why); };
       status = run::RunWorker(*std::move(options));
+      flight->End(status);
       if (!status.ok()) Leave(status);
     }
   }

@@ -14,5 +14,6 @@ int RunCoordinator(const Arguments& arguments);  // rank 0's brain; started by t
 int RunWorker(const Arguments& arguments);       // one shard; started by the agent
 int RunBench(const Arguments& arguments);
 int RunDevices(const Arguments& arguments);
+int RunTrace(const Arguments& arguments);
 
 }  // namespace polyreme::cli

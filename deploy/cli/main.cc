@@ -22,6 +22,8 @@ constexpr Command kCommands[] = {
     {"bench", polyreme::cli::RunBench,
      "measure ops, steps or the coordinator against their rooflines"},
     {"devices", polyreme::cli::RunDevices, "list the GPUs, their links and, if asked, their speed"},
+    {"trace", polyreme::cli::RunTrace,
+     "tell from flight records what ranks did last, and which one fell behind"},
     {"coordinator", polyreme::cli::RunCoordinator,
      "(started by serve) schedules and answers requests"},
     {"worker", polyreme::cli::RunWorker, "(started by serve) holds one shard of the model"},

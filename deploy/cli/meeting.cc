@@ -34,23 +34,6 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   return text.str();
 }
 
-std::string TemporaryRoot() {
-  return launch::ProcessEnvironment()("TMPDIR").value_or("/tmp");
-}
-
-// A directory that only this user can enter; made, or found to be so.
-absl::Status MakePrivateDirectory(const std::string& directory) {
-  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
-    return FailedPrecondition("cannot make {}: {}", directory, std::strerror(errno));
-  }
-  struct stat info {};
-  if (lstat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid() ||
-      (info.st_mode & 077) != 0) {
-    return FailedPrecondition("{} is not a private directory of this user: remove it", directory);
-  }
-  return absl::OkStatus();
-}
-
 // Alone on a host: a fresh directory. Under a launcher: one that all ranks of the job can name.
 absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
   if (!env.launched()) {
@@ -101,6 +84,22 @@ absl::StatusOr<std::string> CoordinatorAddress(const launch::LaunchEnv& env) {
 }
 
 }  // namespace
+
+std::string TemporaryRoot() {
+  return launch::ProcessEnvironment()("TMPDIR").value_or("/tmp");
+}
+
+absl::Status MakePrivateDirectory(const std::string& directory) {
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FailedPrecondition("cannot make {}: {}", directory, std::strerror(errno));
+  }
+  struct stat info {};
+  if (lstat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid() ||
+      (info.st_mode & 077) != 0) {
+    return FailedPrecondition("{} is not a private directory of this user: remove it", directory);
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::string> FindJobToken(const ServeConfig& config) {
   std::string token = launch::ProcessEnvironment()(kJobTokenVariable).value_or("");

@@ -29,6 +29,11 @@ absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::
 // unreadable, or shorter than 16 characters.
 absl::StatusOr<std::string> FindJobToken(const ServeConfig& config);
 
+// $TMPDIR, or /tmp.
+std::string TemporaryRoot();
+// A directory that only this user can enter; made, or found to be so. FailedPrecondition otherwise.
+absl::Status MakePrivateDirectory(const std::string& directory);
+
 // Written by the coordinator (atomically), read by everybody else of the host.
 absl::Status WriteMeetingFile(const std::string& file, const std::string& address,
                               const std::string& job_token);

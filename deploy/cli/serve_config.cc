@@ -145,6 +145,11 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
             "(default 3)",
             SetInt(&c.max_restarts, 0, 1000));
   flags.Add({"--restart-window"}, "SECONDS", "(default 600)", SetSeconds(&c.restart_window));
+  flags.Add(
+      {"--flight-recorder-dir"}, "DIR",
+      "where ranks leave their last steps and collectives after a failure, for polyreme trace "
+      "(default: polyreme-UID-flight in TMPDIR; off: nowhere)",
+      SetString(&c.flight_recorder_dir));
   flags.Add({"--meeting-file"}, "FILE", "(set by the agent for its children)",
             SetString(&c.meeting_file));
 }

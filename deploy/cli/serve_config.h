@@ -61,7 +61,8 @@ struct ServeConfig {
   absl::Duration shutdown_timeout = absl::Seconds(30);
   int32_t max_restarts = 3;  // of lost workers within restart_window; then the launch ends
   absl::Duration restart_window = absl::Minutes(10);
-  std::string meeting_file;  // internal: where the agent's children find the coordinator
+  std::string flight_recorder_dir;  // of records of failures; empty: the default; "off": none
+  std::string meeting_file;         // internal: where the agent's children find the coordinator
 
   // Public faces.
   std::string host = "127.0.0.1";

@@ -8,6 +8,7 @@
 #include "parallel/base/clock.h"
 #include "parallel/comm/cpu_communicator.h"
 #include "parallel/comm/group_errors.h"
+#include "parallel/comm/recorded_communicator.h"
 #include "parallel/comm/shm_transport.h"
 #include "parallel/comm/tcp_transport.h"
 #include "parallel/comm/thread_transport.h"
@@ -30,8 +31,19 @@ class Joiner {
   }
 
   absl::StatusOr<std::unique_ptr<Communicator>> JoinCommunicator(const std::string& what,
-                                                                 std::vector<Rank> members) {
+                                                                 std::vector<Rank> members,
+                                                                 trace::FlightGroup kind) {
     const GroupSpec group = SpecOf(what, std::move(members));
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> joined, JoinPlain(what, group));
+    // Alone nobody waits for anybody.
+    if (options_.recorder == nullptr || group.size() == 1) return joined;
+    const OperationEnd end =
+        options_.kind == Kind::kNccl ? OperationEnd::kEnqueued : OperationEnd::kComputed;
+    return MakeRecordedCommunicator(std::move(joined), kind, end, *options_.recorder);
+  }
+
+  absl::StatusOr<std::unique_ptr<Communicator>> JoinPlain(const std::string& what,
+                                                          const GroupSpec& group) {
     if (options_.kind == Kind::kNccl) return JoinNccl(what, group);
     if (group.size() == 1) return MakeOneRankCommunicator(group.name);
     ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport, Join(what, group));
@@ -152,12 +164,14 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Join(const plan::Top
   group->place_ = place;
   Joiner joiner(meet, options);
   RETURN_IF_ERROR(joiner.Begin());
-  ASSIGN_OR_RETURN(group->tensor_,
-                   joiner.JoinCommunicator(fmt::format("tensor group {}", place.stage),
-                                           topology.TensorGroup(place.stage)));
-  ASSIGN_OR_RETURN(group->pipeline_,
-                   joiner.JoinCommunicator(fmt::format("pipeline column {}", place.shard),
-                                           topology.PipelineColumn(place.shard)));
+  ASSIGN_OR_RETURN(
+      group->tensor_,
+      joiner.JoinCommunicator(fmt::format("tensor group {}", place.stage),
+                              topology.TensorGroup(place.stage), trace::FlightGroup::kTensor));
+  ASSIGN_OR_RETURN(
+      group->pipeline_,
+      joiner.JoinCommunicator(fmt::format("pipeline column {}", place.shard),
+                              topology.PipelineColumn(place.shard), trace::FlightGroup::kPipeline));
   const int32_t last = topology.stages() - 1;
   if (last > 0 && (place.stage == 0 || place.stage == last)) {
     ASSIGN_OR_RETURN(group->feedback_,

@@ -13,6 +13,7 @@
 #include "parallel/comm/transport.h"
 #include "parallel/launch/rendezvous.h"
 #include "parallel/plan/topology.h"
+#include "parallel/trace/flight_ring.h"
 
 namespace polyreme::comm {
 
@@ -37,6 +38,7 @@ class ProcessGroup {
     std::string listen_address = "127.0.0.1";    // where TCP peers reach this rank
     ThreadHub* hub = nullptr;                    // kThreads; shared by the ranks, outlives them
     CommunicatorFactory* nccl = nullptr;         // kNccl; from the plugin
+    trace::FlightRing* recorder = nullptr;       // of what the groups do; outlives them; null: none
   };
 
   // Blocks until all ranks of this rank's groups have come. Each rank of the topology calls it once

@@ -200,5 +200,30 @@ def launch():
     write("launch", "pmi", "\0\0PMI_RANK=0\nPMI_SIZE=2\nPMI_JOBID=3\nMPI_LOCALRANKID=0\nMPI_LOCALNRANKS=1\n")
 
 
-for make in (http, json_texts, openai, safetensors, tokenizer, config, jinja, plan, launch):
+def flight():
+    # As parallel/trace/flight_format.h has them.
+    def record(rank=0, stages=1, shards=2, steps=(), operations=(), capacity=(2, 3), version=1, saved_by=1):
+        header = struct.pack("<8sIIIIiiiiIIqqqQQqq64s64s792s", b"polyflgt", version, 64, *capacity, rank, stages, shards, 4711, 0,
+                             saved_by, 10**18, 10**18 + 9, 2, len(steps), len(operations), 8, 4, b"job", b"host", b"worker lost")
+        assert len(header) == 1024
+        return header + b"".join(table(entries, room) for entries, room in zip((steps, operations), capacity))
+
+    def table(entries, room):
+        slots = [bytes(64)] * room
+        for number, (kind, group, peer, sequence, state) in enumerate(entries):
+            what = kind | group << 8 | peer + 1 << 16 | 2 << 32
+            slots[number % room] = struct.pack("<8Q", number + 1, 100 + number, 0 if state == 0 else 200, 4, sequence, 64, what, state)
+        return b"".join(slots)
+
+    step, done, failed = (0, 0, -1, 5, 2), 2, 3
+    write("flight", "empty", record())
+    write("flight", "waits", record(steps=[step], operations=[(1, 1, -1, 8, done), (1, 1, -1, 9, failed)]))
+    write("flight", "wrapped", record(steps=[step] * 5, operations=[(3, 1, -1, i, done) for i in range(7)], saved_by=2))
+    write("flight", "stages", record(rank=2, stages=2, steps=[step], operations=[(6, 2, 0, 3, done), (6, 2, 0, 4, 0)]))
+    write("flight", "tokens", record(stages=2, operations=[(5, 2, 1, 3, done), (8, 2, 1, 4, failed)], saved_by=3))
+    write("flight", "coordinator", record(rank=-1, steps=[step]))
+    write("flight", "newer", record(version=2))
+
+
+for make in (http, json_texts, openai, safetensors, tokenizer, config, jinja, plan, launch, flight):
     make()

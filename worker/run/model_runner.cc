@@ -67,8 +67,9 @@ absl::Status ModelRunner::Allocate() {
   if (IsLastStage()) {
     ASSIGN_OR_RETURN(sampler_, Sampler::Make(device, ops, options_.limits));
   }
-  ASSIGN_OR_RETURN(
-      feedback_, TokenFeedback::Make({&device, &ops, lane_.get(), parts_.group}, options_.limits));
+  ASSIGN_OR_RETURN(feedback_,
+                   TokenFeedback::Make({&device, &ops, lane_.get(), parts_.group, parts_.recorder},
+                                       options_.limits));
   RETURN_IF_ERROR(ops.Prepare(*lane_, WorkloadWithProducts()));
   // Last of what can fail on one rank alone: the communicators hold the arena from here on.
   return parts_.group->tensor().UseArena(lane_->arena());
@@ -133,6 +134,10 @@ absl::Duration ModelRunner::Waiting() const {
          feedback_->waiting();
 }
 
+void ModelRunner::MarkStep(uint64_t record, trace::FlightState state) const {
+  if (parts_.recorder != nullptr) parts_.recorder->MarkStep(record, state);
+}
+
 absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
   RETURN_IF_ERROR(lane_->status());
   if (plan.epoch != options_.epoch) {
@@ -143,11 +148,19 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
   RETURN_IF_ERROR(CheckRoom());
   const absl::Time begin = MonotonicNow();
   const absl::Duration waited = Waiting();
+  const uint64_t record =
+      parts_.recorder == nullptr ? 0 : parts_.recorder->BeginStep(plan.id, std::ssize(plan.tokens));
   slots_.Apply(plan);
   Run(plan, padding_.SizeOf(plan));
   const absl::Duration waiting = Waiting() - waited;
-  const InFlight step{plan.id, lane_->Mark(), static_cast<int32_t>(plan.samples.size()),
-                      MonotonicNow() - begin - waiting, waiting};
+  const InFlight step{plan.id,
+                      lane_->Mark(),
+                      static_cast<int32_t>(plan.samples.size()),
+                      MonotonicNow() - begin - waiting,
+                      waiting,
+                      record};
+  const absl::Status status = lane_->status();
+  MarkStep(record, status.ok() ? trace::FlightState::kEnqueued : trace::FlightState::kFailed);
   {
     const std::lock_guard lock(mutex_);
     in_flight_[static_cast<size_t>(num_enqueued_++) % in_flight_.size()] = step;
@@ -156,7 +169,7 @@ absl::Status ModelRunner::Enqueue(const step::StepPlan& plan) {
     stats_.max_steps_in_flight =
         std::max(stats_.max_steps_in_flight, static_cast<int32_t>(num_enqueued_ - num_collected_));
   }
-  return lane_->status();
+  return status;
 }
 
 void ModelRunner::Run(const step::StepPlan& plan, const StepSize& size) {
@@ -206,8 +219,10 @@ absl::StatusOr<step::StepResult> ModelRunner::Collect(StepId step, absl::Time de
   }
   CHECK(oldest.id == step, "step {} is collected before step {}", step.value, oldest.id.value);
   if (absl::Status reached = lane_->Wait(oldest.mark, deadline); !reached.ok()) {
+    MarkStep(oldest.record, trace::FlightState::kFailed);
     return Annotate(reached, fmt::format("rank {}, step {}", rank_.value, step.value));
   }
+  MarkStep(oldest.record, trace::FlightState::kFinished);
   step::StepResult result{step, options_.epoch, {}, {{rank_, oldest.busy, oldest.waiting}}};
   if (Answers()) result.samples = sampler_->ResultsOf(step, oldest.num_samples);
   // From here on the step's staging may be used again.

@@ -14,6 +14,7 @@
 #include "parallel/step/slot_table.h"
 #include "parallel/step/step_plan.h"
 #include "parallel/tensor/device.h"
+#include "parallel/trace/flight_ring.h"
 #include "worker/backend/backend.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/model/model.h"
@@ -58,6 +59,7 @@ class ModelRunner {
     const weights::ShardWeights* weights = nullptr;
     const kv::KvCache* cache = nullptr;
     comm::ProcessGroup* group = nullptr;
+    trace::FlightRing* recorder = nullptr;  // of steps; null: none
   };
   struct Options {
     step::StepLimits limits;
@@ -95,6 +97,7 @@ class ModelRunner {
     int32_t num_samples = 0;
     absl::Duration busy;
     absl::Duration waiting;
+    uint64_t record = 0;  // the recorder's ticket
   };
 
   ModelRunner(const Parts& parts, const Options& options);
@@ -110,6 +113,7 @@ class ModelRunner {
   void Run(const step::StepPlan& plan, const StepSize& size);
   void ForwardStage(const ops::StepBatch& batch);
   absl::Duration Waiting() const;
+  void MarkStep(uint64_t record, trace::FlightState state) const;
   bool IsFirstStage() const { return place_.stage == 0; }
   bool IsLastStage() const { return place_.stage == num_stages_ - 1; }
   bool Answers() const { return IsLastStage() && place_.shard == 0; }

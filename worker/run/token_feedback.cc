@@ -131,6 +131,11 @@ bool TokenFeedback::BringToDevice(StepId step) {
 
 bool TokenFeedback::AwaitStep(StepId step) {
   const absl::Time begin = MonotonicNow();
+  const uint64_t record = parts_.recorder == nullptr
+                              ? 0
+                              : parts_.recorder->BeginOperation({trace::FlightKind::kAwaitTokens,
+                                                                 trace::FlightGroup::kPipeline,
+                                                                 kLastStage, step.value});
   std::unique_lock lock(mutex_);
   const bool woken = arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience), [&] {
     return courier_gave_up_ || last_received_ >= step;
@@ -138,6 +143,10 @@ bool TokenFeedback::AwaitStep(StepId step) {
   const bool here = last_received_ >= step;
   lock.unlock();
   waiting_ns_ += absl::ToInt64Nanoseconds(MonotonicNow() - begin);
+  if (parts_.recorder != nullptr) {
+    parts_.recorder->MarkOperation(
+        record, here ? trace::FlightState::kFinished : trace::FlightState::kFailed);
+  }
   if (!woken) {
     parts_.lane->Fail(DeadlineExceeded("the tokens of step {} did not come back within {}",
                                        step.value,

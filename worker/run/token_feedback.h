@@ -22,6 +22,7 @@
 #include "parallel/comm/process_group.h"
 #include "parallel/step/step_plan.h"
 #include "parallel/tensor/device.h"
+#include "parallel/trace/flight_ring.h"
 #include "worker/ops/ops.h"
 #include "worker/run/staged_array.h"
 
@@ -55,6 +56,7 @@ class TokenFeedback {
     ops::Ops* ops = nullptr;
     Lane* lane = nullptr;
     comm::ProcessGroup* group = nullptr;
+    trace::FlightRing* recorder = nullptr;  // null: none
   };
   static absl::StatusOr<std::unique_ptr<TokenFeedback>> Make(const Parts& parts,
                                                              const step::StepLimits& limits);

@@ -267,7 +267,9 @@ absl::Status Worker::LeaveEpoch(const absl::Status& why) {
     EndEpoch();
     ended->Notify();
   });
-  if (!ended->WaitForNotificationWithTimeout(kEpochEndPatience)) {
+  const bool has_ended = ended->WaitForNotificationWithTimeout(kEpochEndPatience);
+  options_.on_epoch_lost(why);
+  if (!has_ended) {
     ender.detach();
     abandoned_ = true;
     return MakeStatus(
@@ -322,6 +324,8 @@ absl::Status Worker::JoinGroup(Epoch epoch) {
   join.job_token = options_.job_token;
   join.host_identity = options_.host_identity;
   join.listen_address = options_.listen_address;
+  join.recorder = options_.recorder;
+  if (join.recorder != nullptr) join.recorder->BeginEpoch(epoch);
   const int64_t free_before = shard_.backend->device().FreeBytes();
   const std::shared_ptr<ClusterClient> meeting = link_.client();
   ASSIGN_OR_RETURN(std::unique_ptr<comm::ProcessGroup> group,
@@ -351,7 +355,8 @@ absl::Status Worker::Start(const StartOrder& order) {
   const ModelRunner::Parts parts{.backend = shard_.backend.get(),
                                  .weights = &shard_.weights,
                                  .cache = &*shard_.cache,
-                                 .group = group_.get()};
+                                 .group = group_.get(),
+                                 .recorder = options_.recorder};
   ModelRunner::Options runner_options{.limits = options_.limits,
                                       .epoch = order.epoch,
                                       .head_chunk_samples = options_.head_chunk_samples};

@@ -12,6 +12,7 @@
 #include "parallel/plan/shard_plan.h"
 #include "parallel/plan/topology.h"
 #include "parallel/step/step_plan.h"
+#include "parallel/trace/flight_ring.h"
 #include "worker/backend/backend.h"
 #include "worker/run/cluster_client.h"
 #include "worker/weights/tensor_source.h"
@@ -50,6 +51,10 @@ struct WorkerOptions {
   bool takes_over = false;  // another process of this rank was lost: all have served before
   // Called when all ranks of an epoch are ready: from here on a process that is lost is replaced.
   std::function<void()> on_serving = [] {};
+  // Of steps and collectives; null: none. Borrowed.
+  trace::FlightRing* recorder = nullptr;
+  // Called when this epoch is known to be lost and before another begins.
+  std::function<void(const absl::Status& why)> on_epoch_lost = [](const absl::Status&) {};
 };
 
 // Blocks for the worker's whole life, which a coordinator's death does not end: the group is ended,
