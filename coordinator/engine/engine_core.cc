@@ -115,6 +115,9 @@ void EngineCore::DropCancelled() {
   for (const auto& [id, request] : requests_) {
     if (request->stream->cancelled()) gone.push_back(request.get());
   }
+  // In order, so that what follows can be replayed.
+  std::sort(gone.begin(), gone.end(),
+            [](const Request* a, const Request* b) { return a->id < b->id; });
   for (Request* request : gone) EndRequest(*request, Cancelled("the client is gone"), "abort");
 }
 

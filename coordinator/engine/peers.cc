@@ -69,7 +69,8 @@ absl::Status Peers::Check(const PeerIdentity& peer) const {
   }
   if (peer.device.empty() || allow_shared_device_) return absl::OkStatus();
   for (const Peer& other : peers_) {
-    if (other.phase == Phase::kAbsent || other.identity.device != peer.device) continue;
+    if (&other == &known || other.phase == Phase::kAbsent) continue;
+    if (other.identity.device != peer.device) continue;
     return FailedPrecondition(
         "{} computes on {}, and so does rank {} (pid {}): give each rank a GPU of its own "
         "(--local-rank, CUDA_VISIBLE_DEVICES), or allow it with --allow-shared-gpu",

@@ -59,7 +59,8 @@ class Peers {
   explicit Peers(PeerIdentity expected, bool allow_shared_device = false);
 
   // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends
-  // the launch, named by rank and host.
+  // the launch, named by rank and host. Once all have served, it is not kept, and a rank that
+  // joined and never attached gives way to the next that comes.
   absl::Status Join(const PeerIdentity& peer);
   // FailedPrecondition when the rank has not joined, or has attached already.
   absl::Status Attach(int32_t rank);

@@ -84,6 +84,24 @@ TEST(Peers, ARankThatDiedBetweenJoiningAndItsStreamMayComeAgainOnceAllHaveServed
   EXPECT_EQ(peers.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
 }
 
+TEST(Peers, TheNextOfSuchARankMayComputeOnTheSameDevice) {
+  Peers peers(RankOn(0, ""));
+  for (int32_t rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(peers.Join(RankOn(rank, fmt::format("a/{}", rank))).ok());
+    ASSERT_TRUE(peers.Attach(rank).ok());
+  }
+  peers.SetServed();
+  peers.SetAbsent(1);
+  PeerIdentity next = RankOn(1, "a/1");
+  next.pid = 201;
+  EXPECT_TRUE(peers.Join(next).ok());
+  next.pid = 202;  // the one before never attached
+  EXPECT_TRUE(peers.Join(next).ok());
+  EXPECT_TRUE(peers.Attach(1).ok());
+  next.pid = 203;
+  EXPECT_EQ(peers.Join(next).code(), absl::StatusCode::kAlreadyExists);
+}
+
 step::StepResult ResultOf(StepId id, Epoch epoch) {
   step::StepResult result;
   result.id = id;
