@@ -1,9 +1,6 @@
 // Where checkpoints keep their chat template: one of three files, one of three forms.
-#include <filesystem>
-#include <fstream>
-#include <iterator>
-
 #include "coordinator/text/chat_template.h"
+#include "parallel/base/file.h"
 #include "parallel/base/limits.h"
 
 namespace polyreme::text {
@@ -16,23 +13,16 @@ struct Source {
 };
 
 // The text of a file, nullopt if there is no such file.
-absl::StatusOr<std::optional<std::string>> ReadFile(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return std::nullopt;
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return InvalidArgument("{}: cannot be read: {}", path, error.message());
-  if (size > static_cast<uintmax_t>(limits::kMaxConfigFileBytes)) {
-    return InvalidArgument("{}: expected at most {} bytes, got {}", path,
-                           limits::kMaxConfigFileBytes, size);
-  }
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return InvalidArgument("{}: cannot be opened", path);
-  return std::string(std::istreambuf_iterator<char>(file), {});
+absl::StatusOr<std::optional<std::string>> ReadIfThere(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadFile(path, limits::kMaxConfigFileBytes);
+  if (absl::IsNotFound(text.status())) return std::nullopt;
+  RETURN_IF_ERROR(text.status());
+  return *std::move(text);
 }
 
 // The object in a file; an empty one if there is no such file.
 absl::StatusOr<Json> ReadJsonFile(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto text, ReadFile(path));
+  ASSIGN_OR_RETURN(const auto text, ReadIfThere(path));
   if (!text.has_value()) return Json::MakeObject();
   auto json = Json::Parse(*text);
   if (!json.ok()) return Annotate(json.status(), path);
@@ -70,10 +60,10 @@ absl::StatusOr<std::optional<Source>> FromMember(const Json& config, const std::
 
 absl::StatusOr<std::optional<Source>> FindSource(const std::string& directory,
                                                  const Json& tokenizer_config) {
-  ASSIGN_OR_RETURN(auto chat, ReadFile(directory + "/chat_template.jinja"));
+  ASSIGN_OR_RETURN(auto chat, ReadIfThere(directory + "/chat_template.jinja"));
   if (chat.has_value()) {
     ASSIGN_OR_RETURN(auto tool_use,
-                     ReadFile(directory + "/additional_chat_templates/tool_use.jinja"));
+                     ReadIfThere(directory + "/additional_chat_templates/tool_use.jinja"));
     return Source{std::move(*chat), std::move(tool_use).value_or("")};
   }
   const std::string processor = directory + "/chat_template.json";
@@ -116,7 +106,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::LoadFrom(const std::string& template_
                                                     const std::string& directory) {
   ASSIGN_OR_RETURN(const Json config, ReadJsonFile(directory + "/tokenizer_config.json"));
   ASSIGN_OR_RETURN(const Json map, ReadJsonFile(directory + "/special_tokens_map.json"));
-  ASSIGN_OR_RETURN(const auto source, ReadFile(template_file));
+  ASSIGN_OR_RETURN(const auto source, ReadIfThere(template_file));
   if (!source.has_value()) return InvalidArgument("{}: no such chat template", template_file);
   return Parse(*source, FindSpecialTokens(config, map));
 }

@@ -46,10 +46,12 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t bytes_max)
     const ssize_t count = ::read(file.value, text.data() + done, text.size() - done);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return FailedPrecondition("{}: cannot be read: {}", path, ErrorText(errno));
-    if (count == 0) break;
+    if (count == 0) {
+      return DataLoss("{}: expected {} bytes, but it ended after {}: it changed while it was read",
+                      path, text.size(), done);
+    }
     done += static_cast<size_t>(count);
   }
-  text.resize(done);
   return text;
 }
 

@@ -9,8 +9,8 @@
 namespace polyreme {
 
 // The bytes of the regular file at `path`. NotFound if there is none, ResourceExhausted if it is
-// longer than `bytes_max`, FailedPrecondition if it cannot be read; each names the path. Blocking;
-// any thread.
+// longer than `bytes_max`, FailedPrecondition if it cannot be read, DataLoss if it ended early; each
+// names the path. Blocking; any thread.
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t bytes_max);
 
 // Whether something that can be opened for reading is at `path`.
