@@ -164,12 +164,13 @@ int RunWorker(const Arguments& arguments) {
   }
   SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank)
                                             : "worker");
+  // From the first moment, so that one that stands still while it starts is found too.
+  const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
   absl::Status status = SettleDevice(config).status();
   if (status.ok()) {
     absl::StatusOr<run::WorkerOptions> options = MakeWorkerOptions(config);
     status = options.status();
     if (options.ok()) {
-      const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
       heart->SetNote(fmt::format("{} {}", options->coordinator, options->job_token));
       options->on_serving = [&] { heart->SetServing(); };
       const std::unique_ptr<FlightRecorder> flight = FlightRecorder::Open(config);

@@ -122,7 +122,7 @@ class Supervisor {
     if (ends[1] >= 0) close(ends[1]);
     if (child.heart >= 0) close(child.heart);
     child.heart = ends[0];
-    child.monitor.Reset();
+    child.monitor.Reset(MonotonicNow());
     RETURN_IF_ERROR(pid.status());
     child.pid = *pid;
     child.running = true;
@@ -143,7 +143,7 @@ class Supervisor {
       LogError("{} (pid {}) hangs: it has given no sign for {}; killing it", child.spec->title,
                child.pid, absl::FormatDuration(child.monitor.silence(now)));
       kill(child.pid, SIGKILL);
-      child.monitor.Reset();
+      child.monitor.Reset(now);
     }
   }
 

@@ -68,9 +68,10 @@ std::optional<std::string> NoteOfPredecessor() {
   return note;
 }
 
-void HeartMonitor::Reset() {
+void HeartMonitor::Reset(absl::Time now) {
   partial_.clear();
   beats_ = false;
+  last_ = now;
   longest_gap_ = absl::ZeroDuration();
 }
 
@@ -93,7 +94,8 @@ absl::Duration HeartMonitor::Patience() const {
 }
 
 bool HeartMonitor::IsSilent(absl::Time now) const {
-  return beats_ && now - last_ > Patience();
+  if (!beats_) return has_served_ && now - last_ > kPatienceMax;
+  return now - last_ > Patience();
 }
 
 }  // namespace polyreme::launch

@@ -54,9 +54,10 @@ class HeartMonitor {
  public:
   // Takes a pipe's lines; `now` is when they were read.
   void Take(std::string_view bytes, absl::Time now);
-  // A child was started: it is silent until its first beat.
-  void Reset();
-  // The child has begun to beat and beats no more.
+  // A child was started at `now`.
+  void Reset(absl::Time now);
+  // The child has begun to beat and beats no more; or the successor of one that has served does not
+  // begin. How long the first process of a rank may take is the join timeout's business.
   bool IsSilent(absl::Time now) const;
   // The agent itself did not run for so long: that is nobody's silence.
   void Forgive(absl::Duration lost) { last_ += lost; }

@@ -14,8 +14,17 @@ TEST(HeartMonitor, SilenceIsJudgedFromTheFirstBeatOn) {
   EXPECT_FALSE(monitor.has_served());
   EXPECT_FALSE(monitor.IsSilent(now + absl::Seconds(3)));
   EXPECT_TRUE(monitor.IsSilent(now + absl::Seconds(5)));
-  monitor.Reset();
-  EXPECT_FALSE(monitor.IsSilent(now + absl::Hours(1))) << "its successor has not begun";
+  monitor.Reset(now);
+  EXPECT_FALSE(monitor.IsSilent(now + absl::Hours(1))) << "another first process";
+}
+
+TEST(HeartMonitor, ASuccessorMustBegin) {
+  HeartMonitor monitor;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  monitor.Take("beat 1\n", now);
+  monitor.Reset(now + absl::Minutes(1));
+  EXPECT_FALSE(monitor.IsSilent(now + absl::Minutes(1) + absl::Seconds(7)));
+  EXPECT_TRUE(monitor.IsSilent(now + absl::Minutes(1) + absl::Seconds(9)));
 }
 
 TEST(HeartMonitor, PatienceGrowsWithTheBeatsSeenAndIsBounded) {
@@ -45,7 +54,7 @@ TEST(HeartMonitor, LinesMayComeInPieces) {
   EXPECT_EQ(monitor.note(), "127.0.0.1:7 token");
   EXPECT_FALSE(monitor.has_served());
   monitor.Take("t 1\n", now);
-  monitor.Reset();
+  monitor.Reset(now);
   EXPECT_TRUE(monitor.has_served()) << "that outlives the process";
   EXPECT_EQ(monitor.note(), "127.0.0.1:7 token");
 }
