@@ -56,7 +56,7 @@ absl::Status RankThreads::StartRank(const weights::TensorSource& source,
   ASSIGN_OR_RETURN(kv::KvCache cache,
                    kv::KvCache::Make(rank.backend->device(), layout, options.limits.num_blocks));
   rank.cache = std::make_unique<kv::KvCache>(std::move(cache));
-  RETURN_IF_ERROR(Join(plan.topology(), self));
+  RETURN_IF_ERROR(Join(plan.topology(), options, self));
   const run::ModelRunner::Options run_options{options.limits, Epoch{1}, options.head_chunk_samples};
   ASSIGN_OR_RETURN(rank.runner, run::ModelRunner::Make({rank.backend.get(), &rank.weights,
                                                         rank.cache.get(), rank.group.get()},
@@ -70,7 +70,8 @@ absl::Status RankThreads::StartRank(const weights::TensorSource& source,
   return absl::OkStatus();
 }
 
-absl::Status RankThreads::Join(const plan::Topology& topology, Rank self) {
+absl::Status RankThreads::Join(const plan::Topology& topology, const RankThreadsOptions& options,
+                               Rank self) {
   RankState& rank = ranks_[static_cast<size_t>(self.value)];
   comm::ProcessGroup::Options join;
   join.self = self;
@@ -78,10 +79,11 @@ absl::Status RankThreads::Join(const plan::Topology& topology, Rank self) {
   join.deadline = MonotonicNow() + absl::Seconds(60);
   join.hub = &hub_;
   join.nccl = rank.backend->communicators();
-  join.kind =
-      join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : comm::ProcessGroup::Kind::kThreads;
+  join.kind = join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : options.transport;
   join.job_token = "ranks of one process";  // of the way back from last stage to first
-  ASSIGN_OR_RETURN(rank.group, comm::ProcessGroup::Join(topology, meet_, join));
+  ASSIGN_OR_RETURN(
+      rank.group,
+      comm::ProcessGroup::Join(topology, options.meet != nullptr ? *options.meet : meet_, join));
   return absl::OkStatus();
 }
 

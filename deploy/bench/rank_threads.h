@@ -10,6 +10,7 @@
 
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/status.h"
+#include "parallel/comm/process_group.h"
 #include "parallel/comm/thread_transport.h"
 #include "parallel/launch/rendezvous.h"
 #include "parallel/plan/shard_plan.h"
@@ -32,6 +33,9 @@ struct RankThreadsOptions {
   weights::LoadFormat format = weights::LoadFormat::kSafetensors;
   uint64_t seed = 0;                            // of a dummy model
   absl::Duration patience = absl::Seconds(10);  // for a step's answer
+  // How they meet and talk, but for NCCL. Borrowed; null: in a place of their own.
+  comm::ProcessGroup::Kind transport = comm::ProcessGroup::Kind::kThreads;
+  launch::Rendezvous* meet = nullptr;
 };
 
 class RankThreads {
@@ -67,7 +71,7 @@ class RankThreads {
   RankThreads() = default;
   absl::Status StartRank(const weights::TensorSource& source, const plan::ShardPlan& plan,
                          const RankThreadsOptions& options, Rank self);
-  absl::Status Join(const plan::Topology& topology, Rank self);
+  absl::Status Join(const plan::Topology& topology, const RankThreadsOptions& options, Rank self);
 
   plan::ModelSpec spec_;
   absl::Duration patience_;

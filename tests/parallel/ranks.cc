@@ -13,7 +13,8 @@ std::vector<absl::Status> RunRanks(const RanksOptions& options,
   const absl::StatusOr<plan::Topology> topology =
       plan::Topology::Make(options.stages, options.shards);
   CHECK(topology.ok());
-  launch::InMemoryRendezvous meet;
+  launch::InMemoryRendezvous own;
+  launch::Rendezvous& meet = options.meet != nullptr ? *options.meet : own;
   ThreadHub hub;
   std::vector<absl::Status> results(static_cast<size_t>(topology->world_size()));
   const auto run = [&](Rank self) -> absl::Status {

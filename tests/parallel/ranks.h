@@ -19,6 +19,7 @@ struct RanksOptions {
   int32_t shards = 1;
   Epoch epoch{1};
   absl::Duration patience = absl::Seconds(30);
+  launch::Rendezvous* meet = nullptr;  // borrowed; null: one of this run's own
   // Changes what one rank says of itself.
   std::function<void(Rank, ProcessGroup::Options&)> adjust = [](Rank, ProcessGroup::Options&) {};
 };
