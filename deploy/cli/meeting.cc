@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,6 +14,9 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string_view>
+#include <system_error>
+#include <vector>
 
 #include "parallel/base/clock.h"
 #include "parallel/launch/host_address.h"
@@ -34,10 +38,52 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   return text.str();
 }
 
+constexpr char kDirectoryPrefix[] = "polyreme-meeting-";
+constexpr char kFileName[] = "coordinator";
+
+// Opens a directory and takes a lock on it that ends with this process; -1 if it is gone or another
+// holds a lock that this one does not go with.
+int LockDirectory(const std::string& directory, int kind) {
+  const int fd = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  struct stat held {};
+  struct stat named {};
+  // Who removes a directory holds its lock: afterwards the name is gone, or is another's.
+  if (fd >= 0 && flock(fd, kind) == 0 && fstat(fd, &held) == 0 &&
+      lstat(directory.c_str(), &named) == 0 && held.st_ino == named.st_ino &&
+      held.st_dev == named.st_dev) {
+    return fd;
+  }
+  if (fd >= 0) close(fd);
+  return -1;
+}
+
+// The entries whose names begin so; fewer if the directory cannot be read.
+std::vector<fs::path> EntriesOf(const fs::path& directory, std::string_view prefix) {
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().filename().string().starts_with(prefix)) entries.push_back(it->path());
+  }
+  return entries;
+}
+
+// Of this user's jobs that were killed before all had met: no agent of theirs holds the lock.
+void RemoveLeftovers() {
+  for (const fs::path& path : EntriesOf(TemporaryRoot(), kDirectoryPrefix)) {
+    struct stat info {};
+    if (lstat(path.c_str(), &info) != 0 || info.st_uid != geteuid()) continue;
+    const int lock = LockDirectory(path, LOCK_EX | LOCK_NB);
+    if (lock < 0) continue;
+    for (const fs::path& file : EntriesOf(path, kFileName)) unlink(file.c_str());
+    rmdir(path.c_str());
+    close(lock);
+  }
+}
+
 // Alone on a host: a fresh directory. Under a launcher: one that all ranks of the job can name.
-absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
+absl::StatusOr<std::string> MakeMeetingDirectory(const launch::LaunchEnv& env) {
   if (!env.launched()) {
-    std::string pattern = TemporaryRoot() + "/polyreme-XXXXXX";
+    std::string pattern = fmt::format("{}/{}XXXXXX", TemporaryRoot(), kDirectoryPrefix);
     if (mkdtemp(pattern.data()) == nullptr) {
       return FailedPrecondition("cannot make {}: {}", pattern, std::strerror(errno));
     }
@@ -52,9 +98,23 @@ absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
   for (char& c : name) {
     if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '-';
   }
-  const std::string directory = fmt::format("{}/polyreme-{}-{}", TemporaryRoot(), geteuid(), name);
+  const std::string directory =
+      fmt::format("{}/{}{}-{}", TemporaryRoot(), kDirectoryPrefix, geteuid(), name);
   RETURN_IF_ERROR(MakePrivateDirectory(directory));
   return directory;
+}
+
+// The directory is this launch's for as long as one of its agents lives.
+absl::StatusOr<std::string> MeetingDirectory(const launch::LaunchEnv& env) {
+  RemoveLeftovers();
+  constexpr int kAttempts = 100;  // another launch may sweep it away before it is locked
+  for (int i = 0; i < kAttempts; ++i) {
+    absl::StatusOr<std::string> directory = MakeMeetingDirectory(env);
+    if (absl::IsNotFound(directory.status())) continue;
+    if (!directory.ok() || LockDirectory(*directory, LOCK_SH) >= 0) return directory;
+  }
+  return FailedPrecondition("cannot lock a directory of this launch in {}: {}", TemporaryRoot(),
+                            std::strerror(errno));
 }
 
 // Across hosts without --coordinator: where the launcher says that rank 0 is.
@@ -94,8 +154,10 @@ absl::Status MakePrivateDirectory(const std::string& directory) {
     return FailedPrecondition("cannot make {}: {}", directory, std::strerror(errno));
   }
   struct stat info {};
-  if (lstat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid() ||
-      (info.st_mode & 077) != 0) {
+  if (lstat(directory.c_str(), &info) != 0) {
+    return NotFound("cannot look at {}: {}", directory, std::strerror(errno));
+  }
+  if (!S_ISDIR(info.st_mode) || info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
     return FailedPrecondition("{} is not a private directory of this user: remove it", directory);
   }
   return absl::OkStatus();
@@ -125,7 +187,7 @@ absl::StatusOr<Meeting> ArrangeMeeting(const ServeConfig& config, const launch::
     meeting.coordinator = config.coordinator;
   } else if (one_host) {
     ASSIGN_OR_RETURN(const std::string directory, MeetingDirectory(env));
-    meeting.file = directory + "/coordinator";
+    meeting.file = fmt::format("{}/{}", directory, kFileName);
     if (env.rank == 0) unlink(meeting.file.c_str());  // of a killed job of the same name
   } else {
     ASSIGN_OR_RETURN(meeting.coordinator, CoordinatorAddress(env));

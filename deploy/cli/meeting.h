@@ -31,7 +31,8 @@ absl::StatusOr<std::string> FindJobToken(const ServeConfig& config);
 
 // $TMPDIR, or /tmp.
 std::string TemporaryRoot();
-// A directory that only this user can enter; made, or found to be so. FailedPrecondition otherwise.
+// A directory that only this user can enter; made, or found to be so. NotFound if it has been
+// removed meanwhile, otherwise FailedPrecondition.
 absl::Status MakePrivateDirectory(const std::string& directory);
 
 // Written by the coordinator (atomically), read by everybody else of the host.
