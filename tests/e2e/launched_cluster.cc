@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -21,17 +23,6 @@
 
 namespace polyreme::e2e {
 namespace {
-
-// Waiting for something that has no file descriptor: looks every few milliseconds.
-template <class Condition>
-bool Until(absl::Duration patience, Condition condition) {
-  const absl::Time deadline = MonotonicNow() + patience;
-  while (!condition()) {
-    if (MonotonicNow() > deadline) return false;
-    poll(nullptr, 0, 5);
-  }
-  return true;
-}
 
 std::vector<std::pair<pid_t, pid_t>> ProcessesAndParents() {
   std::vector<std::pair<pid_t, pid_t>> out;
@@ -53,6 +44,30 @@ std::vector<std::pair<pid_t, pid_t>> ProcessesAndParents() {
   return out;
 }
 
+// As in /proc/PID/stat: 'R', 'S', 'T', 'Z'; 0 if there is no such process.
+char StateOf(pid_t pid) {
+  std::ifstream in(fmt::format("/proc/{}/stat", pid));
+  std::string text;
+  if (!std::getline(in, text)) return 0;
+  const size_t end = text.rfind(')');
+  return end != std::string::npos && end + 2 < text.size() ? text[end + 2] : '\0';
+}
+
+std::set<std::string> EntriesOf(const std::string& directory) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    names.insert(entry.path());
+  }
+  return names;
+}
+
+// What Open MPI leaves when it is killed is not ours to remove.
+bool IsOfMpirun(const std::string& path) {
+  const std::string name = std::filesystem::path(path).filename();
+  return name.starts_with("ompi") || name.starts_with("openmpi") || name.starts_with("vader") ||
+         name.starts_with("pmix") || name.starts_with("prte");
+}
+
 std::string CommandLine(pid_t pid) {
   std::ifstream in(fmt::format("/proc/{}/cmdline", pid));
   std::ostringstream text;
@@ -63,6 +78,15 @@ std::string CommandLine(pid_t pid) {
 }
 
 }  // namespace
+
+bool WaitUntil(absl::Duration patience, const std::function<bool()>& condition) {
+  const absl::Time deadline = MonotonicNow() + patience;
+  while (!condition()) {
+    if (MonotonicNow() > deadline) return false;
+    poll(nullptr, 0, 5);
+  }
+  return true;
+}
 
 std::unique_ptr<Program> Program::Start(const std::vector<std::string>& arguments,
                                         const Environment& environment) {
@@ -76,6 +100,7 @@ std::unique_ptr<Program> Program::Start(const std::vector<std::string>& argument
   program->pid_ = fork();
   if (program->pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    setpgid(0, 0);
     for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
     const int null = open("/dev/null", O_RDONLY);
     dup2(null, STDIN_FILENO);
@@ -113,6 +138,15 @@ std::string Program::output() const {
   return output_;
 }
 
+int Program::Count(const std::string& text) const {
+  const std::string all = output();
+  int count = 0;
+  for (size_t at = all.find(text); at != std::string::npos; at = all.find(text, at + text.size())) {
+    ++count;
+  }
+  return count;
+}
+
 std::optional<std::string> Program::WaitForLine(const std::string& text, absl::Duration patience) {
   std::optional<std::string> found;
   const auto look = [&] {
@@ -124,14 +158,14 @@ std::optional<std::string> Program::WaitForLine(const std::string& text, absl::D
     found = all.substr(at + text.size(), end - at - text.size());
     return true;
   };
-  Until(patience, [&] { return look() || WaitForExit(absl::ZeroDuration()).has_value(); });
+  WaitUntil(patience, [&] { return look() || WaitForExit(absl::ZeroDuration()).has_value(); });
   if (!found.has_value()) look();
   return found;
 }
 
 std::optional<int> Program::WaitForExit(absl::Duration patience) {
   if (exit_.has_value()) return exit_;
-  Until(patience, [&] {
+  WaitUntil(patience, [&] {
     int status = 0;
     if (waitpid(pid_, &status, WNOHANG) != pid_) return false;
     exit_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -185,12 +219,13 @@ int Cluster::Stop() {
 }
 
 Cluster StartCluster(const std::vector<std::string>& launcher,
-                     const std::vector<std::string>& arguments, const std::string& model) {
+                     const std::vector<std::string>& arguments, const std::string& model,
+                     const Program::Environment& environment) {
   std::vector<std::string> line = launcher;
   line.insert(line.end(), {POLYREME_BINARY, "serve", model, "--port", "0"});
   line.insert(line.end(), arguments.begin(), arguments.end());
   Cluster cluster;
-  cluster.program = Program::Start(line);
+  cluster.program = Program::Start(line, environment);
   const std::optional<std::string> port =
       cluster.program->WaitForLine("at http://127.0.0.1:", absl::Seconds(60));
   EXPECT_TRUE(port.has_value()) << "not ready:\n" << cluster.program->output();
@@ -214,16 +249,34 @@ std::vector<pid_t> ProcessesWith(const std::string& text) {
 }
 
 bool IsAlive(pid_t pid) {
-  std::ifstream in(fmt::format("/proc/{}/stat", pid));
-  std::string text;
-  if (!std::getline(in, text)) return false;
-  const size_t end = text.rfind(')');
-  return end != std::string::npos && end + 2 < text.size() && text[end + 2] != 'Z';
+  const char state = StateOf(pid);
+  return state != 0 && state != 'Z';
+}
+
+pid_t WorkerOf(const Program& program, int rank) {
+  pid_t worker = -1;
+  const std::string place = fmt::format("--rank {} --world-size", rank);
+  WaitUntil(absl::Seconds(10), [&] {
+    for (const pid_t pid : program.Descendants("polyreme worker")) {
+      if (CommandLine(pid).find(place) != std::string::npos && IsAlive(pid)) worker = pid;
+    }
+    return worker > 1;
+  });
+  EXPECT_GT(worker, 1) << "no worker of rank " << rank << "\n" << program.output();
+  return worker;
+}
+
+void Strike(pid_t pid, int signal) {
+  ASSERT_GT(pid, 1);
+  ASSERT_EQ(kill(pid, signal), 0) << "pid " << pid << ": " << std::strerror(errno);
+  EXPECT_TRUE(WaitUntil(absl::Seconds(5),
+                        [&] { return signal == SIGSTOP ? StateOf(pid) == 'T' : !IsAlive(pid); }))
+      << "signal " << signal << " had no effect on pid " << pid;
 }
 
 std::optional<pid_t> FirstAlive(const std::vector<pid_t>& pids, absl::Duration patience) {
   for (const pid_t pid : pids) {
-    if (!Until(patience, [&] { return !IsAlive(pid); })) return pid;
+    if (!WaitUntil(patience, [&] { return !IsAlive(pid); })) return pid;
   }
   return std::nullopt;
 }
@@ -245,6 +298,30 @@ int32_t FreePort() {
   }
   ADD_FAILURE() << "no free port";
   return 0;
+}
+
+Traces::Traces() : shared_memory_(EntriesOf("/dev/shm")) {
+  directory_ = std::filesystem::temp_directory_path() / "polyreme-traces-XXXXXX";
+  EXPECT_NE(mkdtemp(directory_.data()), nullptr);
+}
+
+Traces::~Traces() {
+  std::filesystem::remove_all(directory_);
+}
+
+std::vector<std::string> Traces::Left() const {
+  std::vector<std::string> left;
+  WaitUntil(absl::Seconds(5), [&] {
+    left.clear();
+    for (const std::string& name : EntriesOf(directory_)) {
+      if (!IsOfMpirun(name)) left.push_back(name);
+    }
+    for (const std::string& name : EntriesOf("/dev/shm")) {
+      if (!shared_memory_.contains(name) && !IsOfMpirun(name)) left.push_back(name);
+    }
+    return left.empty();
+  });
+  return left;
 }
 
 }  // namespace polyreme::e2e

@@ -5,89 +5,22 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
-#include <algorithm>
 #include <csignal>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "parallel/base/clock.h"
 #include "tests/coordinator/api/raw_client.h"
 #include "tests/e2e/launched_cluster.h"
+#include "tests/e2e/stories.h"
 
 namespace polyreme::e2e {
 namespace {
 
 using ::testing::HasSubstr;
 
-// Three requests that run together: greedy, seeded, and two seeded choices.
-std::vector<std::string> Requests() {
-  const std::string begin = R"({"model":"demo-model","prompt":"def f(","max_tokens":400,)"
-                            R"("ignore_eos":true,"stream":true,)";
-  return {begin + R"("temperature":0})", begin + R"("temperature":0.9,"seed":7})",
-          begin + R"("temperature":0.8,"seed":11,"n":2})"};
-}
-
-// What a stream said: per choice its text and how it ended.
-using Story = std::map<int64_t, std::string>;
-
-Story StoryOf(const std::string& bytes) {
-  Story story;
-  EXPECT_THAT(bytes, HasSubstr("data: [DONE]"));
-  for (size_t at = bytes.find("data: {"); at != std::string::npos;
-       at = bytes.find("data: {", at + 1)) {
-    const std::string line = bytes.substr(at + 6, bytes.find('\n', at) - at - 6);
-    const absl::StatusOr<Json> event = Json::Parse(line);
-    EXPECT_TRUE(event.ok()) << line;
-    if (!event.ok() || event->Find("choices") == nullptr) {
-      ADD_FAILURE() << line;
-      continue;
-    }
-    for (const Json& choice : event->Find("choices")->as_array()) {
-      std::string& text = story[choice.Find("index")->as_int()];
-      text += choice.Find("text")->as_string();
-      const Json* const finish = choice.Find("finish_reason");
-      if (finish != nullptr && finish->is_string()) text += "|" + finish->as_string();
-    }
-  }
-  return story;
-}
-
-// Runs all requests at once; `disturb` is called when each has begun to answer.
-template <class Disturb>
-std::vector<Story> Tell(const Cluster& cluster, Disturb disturb) {
-  std::vector<std::unique_ptr<api::RawClient>> clients;
-  for (const std::string& request : Requests()) {
-    clients.push_back(std::make_unique<api::RawClient>(cluster.port));
-    clients.back()->Send(api::PostJson("/v1/completions", request));
-  }
-  for (const auto& client : clients) client->ReadUntil("data: ");
-  disturb();
-  std::vector<Story> stories;
-  for (const auto& client : clients) stories.push_back(StoryOf(client->ReadUntil("data: [DONE]")));
-  return stories;
-}
-
-pid_t WorkerOf(const Cluster& cluster, int rank) {
-  // A process that takes another's place may not be there yet.
-  for (int i = 0; i < 1000; ++i) {
-    const std::vector<pid_t> found =
-        cluster.program->Descendants(fmt::format("--rank {} --world-size", rank));
-    std::vector<pid_t> workers = cluster.program->Descendants("polyreme worker");
-    for (const pid_t pid : workers) {
-      if (std::find(found.begin(), found.end(), pid) != found.end() && IsAlive(pid)) return pid;
-    }
-    poll(nullptr, 0, 10);
-  }
-  ADD_FAILURE() << "no worker of rank " << rank << "\n" << cluster.program->output();
-  return -1;
-}
-
 void Kill(const Cluster& cluster, int rank) {
-  const pid_t pid = WorkerOf(cluster, rank);
-  ASSERT_GT(pid, 1);
-  ASSERT_EQ(kill(pid, SIGKILL), 0);
-  EXPECT_EQ(FirstAlive({pid}, absl::Seconds(5)), std::nullopt);
+  Strike(WorkerOf(*cluster.program, rank), SIGKILL);
 }
 
 void KillEachRank(const std::vector<std::string>& layout, int world) {
@@ -95,7 +28,7 @@ void KillEachRank(const std::vector<std::string>& layout, int world) {
   arguments.insert(arguments.end(), {"--max-restarts", "10"});
   Cluster cluster = StartCluster({}, arguments);
   ASSERT_NE(cluster.port, 0);
-  const std::vector<Story> want = Tell(cluster, [] {});
+  const std::vector<Story> want = Tell(cluster);
   ASSERT_EQ(want.size(), 3u);
   ASSERT_EQ(want[2].size(), 2u);
   for (int rank = 0; rank < world; ++rank) {
@@ -125,10 +58,10 @@ TEST(Recovery, EachRankMayBeKilledOverTcp) {
 TEST(Recovery, ASecondDeathDuringRecoveryIsOneMoreRecovery) {
   Cluster cluster = StartCluster({}, {"-tp", "2", "--max-restarts", "10"});
   ASSERT_NE(cluster.port, 0);
-  const std::vector<Story> want = Tell(cluster, [] {});
+  const std::vector<Story> want = Tell(cluster);
   const std::vector<Story> got = Tell(cluster, [&] {
     // The rank that is left stands still, so that the recovery cannot end before it dies.
-    ASSERT_EQ(kill(WorkerOf(cluster, 1), SIGSTOP), 0);
+    Strike(WorkerOf(*cluster.program, 1), SIGSTOP);
     Kill(cluster, 0);
     int32_t code = 200;
     for (int i = 0; i < 300 && code != 503; ++i) {
@@ -145,11 +78,11 @@ TEST(Recovery, ASecondDeathDuringRecoveryIsOneMoreRecovery) {
 TEST(Recovery, AnIdleClusterComesBackToo) {
   Cluster cluster = StartCluster({}, {"-tp", "2"});
   ASSERT_NE(cluster.port, 0);
-  const std::vector<Story> want = Tell(cluster, [] {});
+  const std::vector<Story> want = Tell(cluster);
   Kill(cluster, 1);
   EXPECT_TRUE(cluster.program->WaitForLine("epoch 2 serves", absl::Seconds(20)).has_value())
       << cluster.program->output();
-  EXPECT_EQ(Tell(cluster, [] {}), want);
+  EXPECT_EQ(Tell(cluster), want);
   EXPECT_EQ(cluster.Stop(), 0) << cluster.program->output();
 }
 
@@ -173,10 +106,10 @@ TEST(Recovery, MoreLossesThanAllowedEndTheLaunchNamed) {
 TEST(Recovery, AWorkerThatStandsStillIsFoundNamedAndReplaced) {
   Cluster cluster = StartCluster({}, {"-tp", "2"});
   ASSERT_NE(cluster.port, 0);
-  const std::vector<Story> want = Tell(cluster, [] {});
+  const std::vector<Story> want = Tell(cluster);
   const std::vector<Story> got = Tell(cluster, [&] {
-    const pid_t pid = WorkerOf(cluster, 1);
-    ASSERT_EQ(kill(pid, SIGSTOP), 0);
+    const pid_t pid = WorkerOf(*cluster.program, 1);
+    Strike(pid, SIGSTOP);
     const absl::Time begin = MonotonicNow();
     EXPECT_TRUE(
         cluster.program
@@ -192,7 +125,7 @@ TEST(Recovery, AWorkerThatStandsStillIsFoundNamedAndReplaced) {
 TEST(Recovery, UnderMpirunEachAgentReplacesItsOwn) {
   Cluster cluster = StartCluster(Mpirun(2), {"-tp", "2"});
   ASSERT_NE(cluster.port, 0);
-  const std::vector<Story> want = Tell(cluster, [] {});
+  const std::vector<Story> want = Tell(cluster);
   EXPECT_EQ(Tell(cluster, [&] { Kill(cluster, 1); }), want) << cluster.program->output();
   cluster.program->Signal(SIGUSR1);
   EXPECT_EQ(cluster.program->WaitForExit(absl::Seconds(20)), 0) << cluster.program->output();

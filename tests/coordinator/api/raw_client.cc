@@ -28,10 +28,11 @@ std::string RawResponse::Header(std::string_view name) const {
   return "";
 }
 
-RawClient::RawClient(int32_t port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-  timeval patience{.tv_sec = 10, .tv_usec = 0};
-  setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-  setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+RawClient::RawClient(int32_t port, absl::Duration patience)
+    : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  const timeval timeout = absl::ToTimeval(patience);
+  setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
+  setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
@@ -56,9 +57,9 @@ void RawClient::Send(std::string_view bytes) {
   }
 }
 
-bool RawClient::Fill() {
+bool RawClient::Fill(int flags) {
   std::array<char, 16384> buffer;
-  const ssize_t got = recv(fd_, buffer.data(), buffer.size(), 0);
+  const ssize_t got = recv(fd_, buffer.data(), buffer.size(), flags);
   if (got <= 0) return false;
   input_.append(buffer.data(), static_cast<size_t>(got));
   return true;
@@ -118,6 +119,12 @@ std::optional<RawResponse> RawClient::Read() {
 
 std::string RawClient::ReadUntil(std::string_view text) {
   while (input_.find(text) == std::string::npos && Fill()) {
+  }
+  return input_;
+}
+
+std::string RawClient::Received() {
+  while (Fill(MSG_DONTWAIT)) {
   }
   return input_;
 }

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
+
 namespace polyreme::api {
 
 struct RawResponse {
@@ -18,10 +20,10 @@ struct RawResponse {
   std::string Header(std::string_view name) const;  // "" if absent
 };
 
-// A blocking connection to 127.0.0.1; every wait ends within ten seconds.
+// A blocking connection to 127.0.0.1; every wait for the next bytes ends within the patience.
 class RawClient {
  public:
-  explicit RawClient(int32_t port);
+  explicit RawClient(int32_t port, absl::Duration patience = absl::Seconds(10));
   ~RawClient();
   RawClient(const RawClient&) = delete;
   RawClient& operator=(const RawClient&) = delete;
@@ -33,13 +35,15 @@ class RawClient {
   std::optional<RawResponse> ReadHead();
   // Reads until `text` has come or the connection ends; all bytes so far.
   std::string ReadUntil(std::string_view text);
+  // All bytes that have come and were not read, without waiting for more.
+  std::string Received();
   // True if the peer closes (or resets) without sending anything more.
   bool IsClosedByPeer();
   // Ends our side: with unread bytes of the peer this is what a crashing client looks like.
   void Close();
 
  private:
-  bool Fill();
+  bool Fill(int flags = 0);
 
   int fd_ = -1;
   std::string input_;
