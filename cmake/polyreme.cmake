@@ -38,7 +38,8 @@ function(polyreme_library name)
 endfunction()
 
 # polyreme_test(name SOURCES a_test.cc ... DEPS target ... [TIMEOUT seconds] [LABELS l ...]
-#               [ENVIRONMENT K=V ...]): one test binary; ctest sees each of its cases.
+#               [ENVIRONMENT K=V ...]): one test binary; ctest sees each of its cases. The target suite_LABEL builds
+#               all of one label.
 function(polyreme_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS;ENVIRONMENT" ${ARGN})
   if(NOT arg_TIMEOUT)
@@ -50,8 +51,14 @@ function(polyreme_test name)
   target_compile_definitions(${name} PRIVATE POLYREME_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   set(properties TIMEOUT ${arg_TIMEOUT})
   if(arg_LABELS)
-    list(APPEND properties LABELS ${arg_LABELS})
+    list(APPEND properties LABELS "${arg_LABELS}")
   endif()
+  foreach(label IN LISTS arg_LABELS)
+    if(NOT TARGET suite_${label})
+      add_custom_target(suite_${label})
+    endif()
+    add_dependencies(suite_${label} ${name})
+  endforeach()
   if(arg_ENVIRONMENT)
     list(APPEND properties ENVIRONMENT ${arg_ENVIRONMENT})
   endif()

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # From a fresh clone to a green suite: installs, builds in Release, runs every test through ctest.
-#   scripts/test.sh [--sanitize | --cuda]
-#     --sanitize  before that, the suites under AddressSanitizer + UBSan, and the multi-rank ones under ThreadSanitizer
+#   scripts/test.sh [--sanitize | --sanitizers-only | --cuda]
+#     --sanitize  before that, all suites but e2e under AddressSanitizer + UBSan, and those with threads or ranks
+#                 (label threads) under ThreadSanitizer
+#     --sanitizers-only  instead what CI has time for: the suites labelled memory and, under ThreadSanitizer, threads
 #     --cuda      instead the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
 #                 check of sm_70; needs nvcc, but no GPU: tests that want one say so and are skipped
 set -euo pipefail
@@ -11,8 +13,9 @@ sanitize=0 cuda=0
 for argument in "$@"; do
   case "$argument" in
     --sanitize) sanitize=1 ;;
+    --sanitizers-only) sanitize=2 ;;
     --cuda) cuda=1 ;;
-    -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "unknown argument $argument; see --help" >&2; exit 2 ;;
   esac
 done
@@ -27,14 +30,14 @@ configure() {
   }
 }
 
-# build_and_test FOLDER LABEL_FILTER CMAKE_FLAGS...
+# build_and_test FOLDER TARGET LABEL_FILTER CMAKE_FLAGS...
 build_and_test() {
-  local folder=$1 filter=$2
-  shift 2
+  local folder=$1 target=$2 filter=$3
+  shift 3
   configure "$folder" "$@"
-  cmake --build "build/$folder"
+  cmake --build "build/$folder" --target "$target"
   # shellcheck disable=SC2086
-  (cd "build/$folder" && ctest --output-on-failure -j "$(nproc)" $filter)
+  (cd "build/$folder" && ctest --no-tests=error --output-on-failure -j "$(nproc)" $filter)
 }
 
 # The plugin and the tests that use it, nothing else; what a machine without a GPU can run of them is run.
@@ -63,10 +66,15 @@ if [ "$cuda" -eq 1 ]; then
   exit
 fi
 scripts/install_packages.sh --test
-if [ "$sanitize" -eq 1 ]; then
+if [ "$sanitize" -ne 0 ]; then
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1"
-  build_and_test asan "-LE e2e" -DPOLYREME_SANITIZE=address,undefined
-  build_and_test tsan "-L threads" -DPOLYREME_SANITIZE=thread
+  if [ "$sanitize" -eq 1 ]; then
+    build_and_test asan all "-LE e2e" -DPOLYREME_SANITIZE=address,undefined
+  else
+    build_and_test asan suite_memory "-L memory" -DPOLYREME_SANITIZE=address,undefined
+  fi
+  build_and_test tsan suite_threads "-L threads" -DPOLYREME_SANITIZE=thread
+  [ "$sanitize" -eq 1 ] || exit 0
 fi
-build_and_test test ""
+build_and_test test all ""

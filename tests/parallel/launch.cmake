@@ -4,4 +4,5 @@ polyreme_test(parallel_launch_test
           ${CMAKE_CURRENT_LIST_DIR}/heart_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/node_list_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/rendezvous_test.cc
-  DEPS polyreme_launch)
+  DEPS polyreme_launch
+  LABELS threads)
