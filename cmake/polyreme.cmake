@@ -37,11 +37,11 @@ function(polyreme_library name)
   endif()
 endfunction()
 
-# polyreme_test(name SOURCES a_test.cc ... DEPS target ... [TIMEOUT seconds] [LABELS l ...]
+# polyreme_test(name SOURCES a_test.cc ... DEPS target ... [TIMEOUT seconds] [LABELS a+b+...]
 #               [ENVIRONMENT K=V ...]): one test binary; ctest sees each of its cases. The target suite_LABEL builds
 #               all of one label.
 function(polyreme_test name)
-  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS;ENVIRONMENT" ${ARGN})
+  cmake_parse_arguments(arg "" "TIMEOUT;LABELS" "SOURCES;DEPS;ENVIRONMENT" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
@@ -51,9 +51,11 @@ function(polyreme_test name)
   target_compile_definitions(${name} PRIVATE POLYREME_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   set(properties TIMEOUT ${arg_TIMEOUT})
   if(arg_LABELS)
-    list(APPEND properties LABELS "${arg_LABELS}")
+    # gtest_discover_tests cannot pass on a list; ctest -L finds a label within another.
+    list(APPEND properties LABELS ${arg_LABELS})
   endif()
-  foreach(label IN LISTS arg_LABELS)
+  string(REPLACE "+" ";" labels "${arg_LABELS}")
+  foreach(label IN LISTS labels)
     if(NOT TARGET suite_${label})
       add_custom_target(suite_${label})
     endif()

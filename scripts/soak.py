@@ -267,7 +267,7 @@ class Strikes:
         self.last_coordinator_kill = 0.0
 
     def may_break(self, begin):
-        return self.last_coordinator_kill > begin - 10
+        return self.last_coordinator_kill > begin - 30
 
     def strike(self):
         children = self.server.children()

@@ -9,7 +9,7 @@ polyreme_test(parallel_comm_test
           ${CMAKE_CURRENT_LIST_DIR}/tcp_handshake_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/tree_sum_test.cc
   DEPS polyreme_comm
-  LABELS threads)
+  LABELS threads+memory)
 
 # One rank as a process, which the tests start four at a time.
 add_executable(comm_rank ${CMAKE_CURRENT_LIST_DIR}/comm_rank_main.cc

@@ -5,7 +5,7 @@ polyreme_test(worker_run_test
   SOURCES run_test.cc run_layout_test.cc recording_test.cc recording_backend.cc hand_scheduler.cc
           checkpoint_builder.cc count_allocations.cc test_backends.cc ops_harness.cc
   DEPS polyreme_bench polyreme_test_support
-  LABELS threads
+  LABELS threads+memory
   TIMEOUT 240)
 if(POLYREME_CUDA)
   # Which cases there are is asked of the plugin.
