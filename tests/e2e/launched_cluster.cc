@@ -61,11 +61,12 @@ std::set<std::string> EntriesOf(const std::string& directory) {
   return names;
 }
 
-// What Open MPI leaves when it is killed is not ours to remove.
-bool IsOfMpirun(const std::string& path) {
+// What Open MPI leaves when it is killed is not ours to remove; flight records are meant to be
+// left.
+bool IsNoTrace(const std::string& path) {
   const std::string name = std::filesystem::path(path).filename();
   return name.starts_with("ompi") || name.starts_with("openmpi") || name.starts_with("vader") ||
-         name.starts_with("pmix") || name.starts_with("prte");
+         name.starts_with("pmix") || name.starts_with("prte") || name.ends_with("-flight");
 }
 
 std::string CommandLine(pid_t pid) {
@@ -314,10 +315,10 @@ std::vector<std::string> Traces::Left() const {
   WaitUntil(absl::Seconds(5), [&] {
     left.clear();
     for (const std::string& name : EntriesOf(directory_)) {
-      if (!IsOfMpirun(name)) left.push_back(name);
+      if (!IsNoTrace(name)) left.push_back(name);
     }
     for (const std::string& name : EntriesOf("/dev/shm")) {
-      if (!shared_memory_.contains(name) && !IsOfMpirun(name)) left.push_back(name);
+      if (!shared_memory_.contains(name) && !IsNoTrace(name)) left.push_back(name);
     }
     return left.empty();
   });
