@@ -1,6 +1,9 @@
 #include "coordinator/engine/cache_size.h"
 
 #include <string>
+#include <vector>
+
+#include "parallel/plan/cache_blocks.h"
 
 namespace polyreme::engine {
 namespace {
@@ -26,19 +29,19 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const std::vector<Peers::Peer>& peers,
   ASSIGN_OR_RETURN(const int32_t held, NumBlocksHeld(peers));
   if (held > 0) return held;
   if (options.num_blocks > 0) return options.num_blocks;
-  int64_t blocks = options.num_blocks_max;
-  std::string who = "nobody";
+  std::vector<plan::CacheRoom> rooms;
   for (const Peers::Peer& peer : peers) {
-    if (peer.kv_bytes_per_block == 0) continue;
-    const int64_t here = peer.kv_bytes_budget / peer.kv_bytes_per_block;
-    if (here < blocks) {
-      blocks = here;
+    rooms.push_back({peer.kv_bytes_budget, peer.kv_bytes_per_block});
+  }
+  const auto [blocks, limited_by] = plan::BlocksThatFit(rooms, options.num_blocks_max);
+  if (blocks < options.num_blocks_min) {
+    std::string who = "nobody";
+    if (limited_by >= 0) {
+      const Peers::Peer& peer = peers[static_cast<size_t>(limited_by)];
       who = fmt::format("rank {} (host {}): {} bytes for the cache, {} bytes a block",
                         peer.identity.rank, peer.identity.host, peer.kv_bytes_budget,
                         peer.kv_bytes_per_block);
     }
-  }
-  if (blocks < options.num_blocks_min) {
     return ResourceExhausted(
         "the cache holds {} blocks, but one sequence of the full context needs {}; limited by {}. "
         "Give --kv-cache-memory-bytes "

@@ -271,7 +271,8 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
       return peers_.SetReady(
           rank, {ready.weight_bytes(), ready.kv_bytes(), ready.step_bytes(),
                  ready.communicator_bytes(), ready.recording_bytes(), ready.free_bytes(),
-                 ready.num_recorded(), ready.recording_seconds()});
+                 ready.num_recorded(), ready.recording_seconds(), ready.predicted_bytes(),
+                 ready.used_bytes(), ready.predicted_weight_bytes()});
     }
     case pb::WorkerMessage::kStepResult: {
       absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.step_result());

@@ -36,6 +36,10 @@ struct PeerMemory {
   int64_t free_bytes = 0;
   int32_t num_recorded = 0;
   double recording_seconds = 0;
+  // All that the rank was to take of its device, from sizes alone, and all that it took.
+  int64_t predicted_bytes = 0;
+  int64_t used_bytes = 0;
+  int64_t predicted_weight_bytes = 0;
 };
 
 // Thread-safe: streams report, the coordinator's main waits.

@@ -142,6 +142,14 @@ int64_t RankThreads::weight_bytes(int32_t rank) const {
   return ranks_[static_cast<size_t>(rank)].weights.total_bytes();
 }
 
+int64_t RankThreads::used_bytes(int32_t rank) const {
+  return ranks_[static_cast<size_t>(rank)].backend->device().UsedBytes();
+}
+
+backend::DeviceKind RankThreads::device_kind(int32_t rank) const {
+  return ranks_[static_cast<size_t>(rank)].backend->kind();
+}
+
 void RankThreads::Abort(int32_t rank, const absl::Status& why) {
   ranks_[static_cast<size_t>(rank)].loop->Abort(why);
 }

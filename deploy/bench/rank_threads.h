@@ -51,6 +51,9 @@ class RankThreads {
   int32_t world_size() const { return static_cast<int32_t>(ranks_.size()); }
   run::RunnerStats stats(int32_t rank) const;
   int64_t weight_bytes(int32_t rank) const;
+  // Device::UsedBytes of its device: all that the rank took, on CPU.
+  int64_t used_bytes(int32_t rank) const;
+  backend::DeviceKind device_kind(int32_t rank) const;
   void Abort(int32_t rank, const absl::Status& why);
   // What a rank's answers were, one after another; DeadlineExceeded if there is none within the
   // patience.

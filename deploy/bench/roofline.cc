@@ -2,16 +2,17 @@
 
 namespace polyreme::bench {
 
-Roofline::Roofline(const plan::ModelSpec& spec, int64_t weight_bytes, int64_t cache_bytes) {
+Roofline::Roofline(const plan::ModelSpec& spec, const ElementBytes& bytes) {
   const auto embedding = static_cast<double>(plan::NumEmbeddingParameters(spec));
+  const double tables = spec.tied_head ? embedding : 2 * embedding;
   const auto all = static_cast<double>(plan::NumParameters(spec));
   linear_ = static_cast<double>(spec.num_layers * plan::NumLayerParameters(spec));
   multiplied_ = linear_ + embedding;  // the head has the size of the embedding
   // Of an embedding that is not the head too, a step reads only its tokens' rows.
-  weight_bytes_ = multiplied_ * static_cast<double>(weight_bytes);
-  resident_bytes_ = all * static_cast<double>(weight_bytes);
+  weight_bytes_ = linear_ * bytes.layers + embedding * bytes.tables;
+  resident_bytes_ = (all - tables) * bytes.layers + tables * bytes.tables;
   cache_bytes_ =
-      static_cast<double>(2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * cache_bytes);
+      static_cast<double>(2 * spec.num_layers * spec.num_kv_heads * spec.head_dim) * bytes.cache;
   attention_ = 4.0 * static_cast<double>(spec.num_layers * spec.num_query_heads * spec.head_dim);
 }
 
@@ -27,14 +28,29 @@ double Roofline::DecodeSeconds(const Rates& rates, const Layout& layout, int64_t
   return static_cast<double>(layout.stages) * stage;
 }
 
-double Roofline::PromptOperations(int64_t tokens) const {
+double Roofline::PromptProducts(int64_t tokens) const {
+  return 2 * linear_ * static_cast<double>(tokens);
+}
+
+double Roofline::PromptAttention(int64_t tokens) const {
   const auto length = static_cast<double>(tokens);
-  return 2 * linear_ * length + attention_ * length * length / 2;
+  return attention_ * length * length / 2;
+}
+
+double Roofline::PromptOperations(int64_t tokens) const {
+  return PromptProducts(tokens) + PromptAttention(tokens);
 }
 
 double Roofline::PromptSeconds(const Rates& rates, const Layout& layout, int64_t tokens) const {
   const auto ranks = static_cast<double>(layout.ranks());
-  return Cost{weight_bytes_ / ranks, PromptOperations(tokens) / ranks}.SecondsAtBest(rates);
+  const double multiplying =
+      PromptProducts(tokens) / rates.operations + PromptAttention(tokens) / rates.OfAttention();
+  return std::max(weight_bytes_ / rates.bytes, multiplying) / ranks;
+}
+
+double Roofline::PipelineBubble(const Layout& layout, int64_t chunks) {
+  const auto idle = static_cast<double>(layout.stages - 1);
+  return idle / (static_cast<double>(chunks) + idle);
 }
 
 int64_t Roofline::Concurrency(double cache_tokens, int64_t tokens, int64_t most) const {
@@ -47,7 +63,8 @@ double Roofline::OfflineSeconds(const Rates& rates, const Layout& layout, int64_
   const double context = static_cast<double>(input) + static_cast<double>(output) / 2;
   const double step = DecodeSeconds(rates, layout, concurrent, context);
   const double prompt =
-      PromptOperations(input) / static_cast<double>(layout.ranks()) / rates.operations;
+      (PromptProducts(input) / rates.operations + PromptAttention(input) / rates.OfAttention()) /
+      static_cast<double>(layout.ranks());
   return prompt + static_cast<double>(output) * step / static_cast<double>(concurrent);
 }
 

@@ -17,6 +17,16 @@ namespace polyreme::bench {
 struct Rates {
   double bytes = 0;       // read from memory
   double operations = 0;  // of multiply-adds, two each
+  double attention = 0;   // of a prompt's attention; 0: as `operations`
+
+  double OfAttention() const { return attention > 0 ? attention : operations; }
+};
+
+// Bytes of one element.
+struct ElementBytes {
+  double layers = 2;  // of the layers' weights
+  double tables = 2;  // of embedding and head
+  double cache = 2;
 };
 
 // What a piece of work cannot do without.
@@ -37,7 +47,11 @@ struct Layout {
 class Roofline {
  public:
   // Bytes of one element of a weight, and of the cache.
-  Roofline(const plan::ModelSpec& spec, int64_t weight_bytes, int64_t cache_bytes);
+  Roofline(const plan::ModelSpec& spec, int64_t weight_bytes, int64_t cache_bytes)
+      : Roofline(spec,
+                 ElementBytes{static_cast<double>(weight_bytes), static_cast<double>(weight_bytes),
+                              static_cast<double>(cache_bytes)}) {}
+  Roofline(const plan::ModelSpec& spec, const ElementBytes& bytes);
 
   double weight_bytes() const { return weight_bytes_; }  // read by a decode step
   double resident_bytes() const { return resident_bytes_; }
@@ -50,6 +64,9 @@ class Roofline {
   // A prompt from nothing: 2 operations for each weight and token, and causal attention.
   double PromptOperations(int64_t tokens) const;
   double PromptSeconds(const Rates& rates, const Layout& layout, int64_t tokens) const;
+  // Of a prompt that goes through a pipeline in `chunks` equal pieces: the part of its time that
+  // the stages stand idle, (stages - 1) / (chunks + stages - 1).
+  static double PipelineBubble(const Layout& layout, int64_t chunks);
   // Sequences of so many tokens that the cache has room for, at most `most`.
   int64_t Concurrency(double cache_tokens, int64_t tokens, int64_t most) const;
   // Seconds for each of very many sequences of `input` prompt and `output` drawn tokens, of which
@@ -58,6 +75,9 @@ class Roofline {
                         int64_t concurrent) const;
 
  private:
+  double PromptProducts(int64_t tokens) const;
+  double PromptAttention(int64_t tokens) const;
+
   double linear_ = 0;      // weights of the layers
   double multiplied_ = 0;  // the head's too
   double weight_bytes_ = 0;

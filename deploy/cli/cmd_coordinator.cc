@@ -30,7 +30,9 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
 #include "parallel/launch/heart.h"
+#include "parallel/plan/cache_blocks.h"
 #include "parallel/plan/shard_plan.h"
+#include "parallel/step/step_limits.h"
 #include "worker/weights/tensor_source.h"
 
 namespace polyreme::cli {
@@ -182,11 +184,11 @@ absl::StatusOr<std::unique_ptr<engine::Cluster>> OpenCluster(const ServeConfig& 
   options.restart_window = config.restart_window;
   options.num_blocks = config.num_blocks;
   options.allow_shared_device = config.allow_shared_gpu;
-  const int32_t per_sequence =
-      (files.info.limits.max_model_len + config.block_size - 1) / config.block_size;
+  ASSIGN_OR_RETURN(const step::StepLimits limits, MakeStepLimits(config, files.spec, 0));
+  const auto per_sequence =
+      static_cast<int32_t>(plan::BlocksOf(limits.max_model_len, limits.tokens_per_block));
   options.num_blocks_min = per_sequence;
-  options.num_blocks_max = static_cast<int32_t>(
-      std::min<int64_t>(int64_t{per_sequence} * config.max_num_seqs, limits::kMaxBlocks));
+  options.num_blocks_max = static_cast<int32_t>(step::MostBlocks(limits));
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Cluster> cluster, TakePorts(note.incarnation > 1, [&] {
                      return engine::Cluster::Listen(options);
                    }));
@@ -203,7 +205,7 @@ std::string Size(int64_t bytes) {
 std::string Grouped(int64_t number) {
   std::string digits = fmt::format("{}", number);
   for (int64_t place = std::ssize(digits) - 3; place > 0; place -= 3) {
-    digits.insert(static_cast<size_t>(place), ",");
+    digits.insert(static_cast<size_t>(place), 1, ',');
   }
   return digits;
 }
@@ -220,6 +222,10 @@ void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool ex
     }
     LogInfo("ready: rank {} on {}: {}, communicator {}, free {}", r.rank.value, r.host, parts,
             Size(m.communicator_bytes), Size(m.free_bytes));
+    LogInfo("ready: rank {}: predicted {} bytes (weights {}), measured {} (weights {}): {:+.2f} %",
+            r.rank.value, Grouped(m.predicted_bytes), Grouped(m.predicted_weight_bytes),
+            Grouped(m.used_bytes), Grouped(m.weight_bytes),
+            100.0 * double(m.used_bytes - m.predicted_bytes) / double(m.predicted_bytes));
   }
   if (!exact_sums) {
     LogInfo(

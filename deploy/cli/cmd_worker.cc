@@ -79,7 +79,6 @@ absl::Status SetGpuOptions(const ServeConfig& config, const plan::ModelSpec& spe
   options.backend_options.cache_directory = CacheDirectory();
   options.backend_options.attention = AttentionOf(config.attention_backend);
   options.memory_utilization = config.gpu_memory_utilization;
-  options.head_chunk_samples = 256;  // wide enough that a decode step's logits are one product
   return absl::OkStatus();
 }
 
@@ -104,6 +103,7 @@ absl::StatusOr<run::WorkerOptions> MakeWorkerOptions(const ServeConfig& config) 
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   options.backend_options.num_threads =
       config.cpu_threads > 0 ? config.cpu_threads : std::max(1, cores / options.ranks_on_host);
+  options.head_chunk_samples = HeadChunkSamples(config);
   options.kv_bytes_budget = config.kv_cache_memory_bytes;
   options.transport = KindOf(config.transport);
   options.host_identity = config.host_identity;

@@ -15,5 +15,6 @@ int RunWorker(const Arguments& arguments);       // one shard; started by the ag
 int RunBench(const Arguments& arguments);
 int RunDevices(const Arguments& arguments);
 int RunTrace(const Arguments& arguments);
+int RunPlan(const Arguments& arguments);
 
 }  // namespace polyreme::cli

@@ -177,6 +177,15 @@ FlagSet::Setter SetSeconds(absl::Duration* target) {
   };
 }
 
+FlagSet::Setter SetFraction(double* target) {
+  return [=](const std::string& text) -> absl::Status {
+    if (!absl::SimpleAtod(text, target) || !(*target > 0 && *target <= 1)) {
+      return InvalidArgument("expected a number above 0 and at most 1, got '{:.40}'", text);
+    }
+    return absl::OkStatus();
+  };
+}
+
 FlagSet::Setter SetFlag(bool* target) {
   return [target](const std::string&) {
     *target = true;

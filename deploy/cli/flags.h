@@ -61,6 +61,8 @@ FlagSet::Setter SetInt(int32_t* target, int32_t min, int32_t max);
 FlagSet::Setter SetBytes(int64_t* target);
 // Seconds, fractions allowed.
 FlagSet::Setter SetSeconds(absl::Duration* target);
+// Above 0 and at most 1.
+FlagSet::Setter SetFraction(double* target);
 FlagSet::Setter SetFlag(bool* target);
 FlagSet::Setter SetOneOf(std::string* target, std::vector<std::string> choices);
 // Comma-separated integers.

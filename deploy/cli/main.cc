@@ -21,6 +21,8 @@ constexpr Command kCommands[] = {
      "start a cluster: the same line on every rank, or alone on one host"},
     {"bench", polyreme::cli::RunBench,
      "measure ops, steps or the coordinator against their rooflines"},
+    {"plan", polyreme::cli::RunPlan,
+     "what a model takes and how fast it can be, without weights or a GPU"},
     {"devices", polyreme::cli::RunDevices, "list the GPUs, their links and, if asked, their speed"},
     {"trace", polyreme::cli::RunTrace,
      "tell from flight records what ranks did last, and which one fell behind"},

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "absl/strings/numbers.h"
+#include "parallel/step/step_limits.h"
 
 namespace polyreme::cli {
 namespace {
@@ -18,15 +19,6 @@ FlagSet::Setter SetOptionalInt(std::optional<int32_t>* target, int32_t min) {
     int32_t value = 0;
     RETURN_IF_ERROR(SetInt(&value, min, limits::kMaxRanks)(text));
     *target = value;
-    return absl::OkStatus();
-  };
-}
-
-FlagSet::Setter SetFraction(double* target) {
-  return [=](const std::string& text) -> absl::Status {
-    if (!absl::SimpleAtod(text, target) || !(*target > 0 && *target <= 1)) {
-      return InvalidArgument("expected a number above 0 and at most 1, got '{:.40}'", text);
-    }
     return absl::OkStatus();
   };
 }
@@ -294,19 +286,19 @@ absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan
 absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config,
                                                 const plan::ModelSpec& spec, int32_t num_blocks) {
   CHECK(config.max_num_batched_tokens > 0, "the device's defaults are not set");
-  step::StepLimits limits;
-  // A slot that ends in one plan can be given away in the next, so running sequences are all there
-  // are.
-  limits.num_slots = config.max_num_seqs;
-  limits.num_blocks = num_blocks;
-  limits.tokens_per_block = config.block_size;
-  limits.max_step_tokens = config.max_num_batched_tokens;
-  limits.max_step_samples =
-      std::min(config.max_num_batched_tokens, std::max(config.max_num_seqs, 256));
-  ASSIGN_OR_RETURN(limits.max_model_len, ResolveMaxModelLen(config, spec));
-  limits.vocabulary = static_cast<int32_t>(spec.vocabulary);
-  limits.max_steps_in_flight = config.pipeline_parallel_size + 1;
-  return limits;
+  ASSIGN_OR_RETURN(const int32_t max_model_len, ResolveMaxModelLen(config, spec));
+  return step::LimitsOf({.max_num_seqs = config.max_num_seqs,
+                         .max_num_batched_tokens = config.max_num_batched_tokens,
+                         .block_size = config.block_size,
+                         .max_model_len = max_model_len,
+                         .vocabulary = static_cast<int32_t>(spec.vocabulary),
+                         .stages = config.pipeline_parallel_size,
+                         .num_blocks = num_blocks});
+}
+
+int64_t HeadChunkSamples(const ServeConfig& config) {
+  // On a GPU wide enough that a decode step's logits are one product.
+  return config.device == "cpu" ? 64 : 256;
 }
 
 std::string ServedName(const ServeConfig& config) {

@@ -96,6 +96,8 @@ absl::StatusOr<int32_t> ResolveMaxModelLen(const ServeConfig& config, const plan
 // What a step may ask for, the same on the coordinator and every worker.
 absl::StatusOr<step::StepLimits> MakeStepLimits(const ServeConfig& config,
                                                 const plan::ModelSpec& spec, int32_t num_blocks);
+// How many samples' logits are in memory at once.
+int64_t HeadChunkSamples(const ServeConfig& config);
 std::string ServedName(const ServeConfig& config);
 
 }  // namespace polyreme::cli

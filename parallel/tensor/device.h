@@ -104,6 +104,9 @@ class Device {
   // Bytes free for the cache on this device now, and all that it has.
   virtual int64_t FreeBytes() const = 0;
   virtual int64_t TotalBytes() const = 0;
+  // Bytes taken now: of the whole device, by whomever; where the device is the system's memory, of
+  // this object's buffers, lanes' arenas and pinned memory alone.
+  virtual int64_t UsedBytes() const { return TotalBytes() - FreeBytes(); }
   // Row counts that decode steps are padded to so that they can be replayed, ascending, the last
   // being max_rows; empty where recording gains nothing (CPU).
   virtual std::vector<int32_t> ReplayRows(int32_t max_rows) const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <csignal>
 #include <fstream>
+#include <regex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -68,6 +69,19 @@ class Serve : public testing::Test {
   static Cluster* cluster_;
 };
 Cluster* Serve::cluster_ = nullptr;
+
+TEST_F(Serve, EachRankTookOfItsDeviceWhatWasPredictedToTheByte) {
+  const std::string log = cluster_->program->output();
+  const std::regex line(
+      R"(ready: rank (\d+): predicted ([\d,]+) bytes \(weights ([\d,]+)\), measured ([\d,]+) \(weights ([\d,]+)\): \+0\.00 %)");
+  int ranks = 0;
+  for (std::sregex_iterator found(log.begin(), log.end(), line), end; found != end; ++found) {
+    ++ranks;
+    EXPECT_EQ((*found)[2], (*found)[4]) << "rank " << (*found)[1];
+    EXPECT_EQ((*found)[3], (*found)[5]) << "rank " << (*found)[1];
+  }
+  EXPECT_EQ(ranks, 2) << log;
+}
 
 TEST_F(Serve, CompletionsFollowTheFloat32Reference) {
   const Json goldens = ReadJson(std::string(kDemoModel) + "/golden_greedy_fp32.json");

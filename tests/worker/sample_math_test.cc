@@ -35,8 +35,7 @@ SampleResults RunKernels(const SampleCase& samples) {
   results.counts = samples.counts;
   std::vector<float> workspace(rows * static_cast<size_t>(samples.vocabulary),
                                std::numeric_limits<float>::quiet_NaN());
-  int64_t bytes = 0;
-  sampling::LayOut(samples.num_samples, samples.vocabulary, nullptr, &bytes);
+  const int64_t bytes = cuda::SampleScratchBytes(samples.num_samples, samples.vocabulary);
   std::vector<uint64_t> scratch(static_cast<size_t>(bytes / 8), 0xfefefefefefefefeu);
   cuda::SampleArguments arguments;
   arguments.num_samples = samples.num_samples;

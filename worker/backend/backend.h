@@ -28,10 +28,23 @@ struct BackendOptions {
   bool enforce_eager = false;  // GPU: record nothing (Device::ReplayRows is empty)
 };
 
+// What the use of a device's memory depends on (device_kind.h).
+struct DeviceKind {
+  bool gpu = false;
+  DType activations = DType::kF32;  // a GPU's weights too
+  // Of a GPU.
+  AttentionChoice attention = AttentionChoice::kAuto;
+  int32_t compute_capability = 0;  // 10 * major + minor
+  int32_t num_multiprocessors = 0;
+  bool have_fa2 = true;  // FlashInfer's paths, in the plugin's build
+  bool have_hopper = true;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
+  virtual DeviceKind kind() const { return {}; }
   virtual Device& device() = 0;
   virtual ops::Ops& ops() = 0;
   virtual weights::WeightPacker& packer() = 0;

@@ -238,6 +238,9 @@ absl::Status ClusterClient::SendReady(Epoch epoch, const MemoryReport& memory) {
   ready.set_free_bytes(memory.free_bytes);
   ready.set_num_recorded(memory.num_recorded);
   ready.set_recording_seconds(absl::ToDoubleSeconds(memory.recording_time));
+  ready.set_predicted_bytes(memory.predicted_bytes);
+  ready.set_used_bytes(memory.used_bytes);
+  ready.set_predicted_weight_bytes(memory.predicted_weight_bytes);
   return impl_->Send(message);
 }
 

@@ -46,6 +46,10 @@ struct MemoryReport {
   int64_t free_bytes = 0;
   int32_t num_recorded = 0;
   absl::Duration recording_time;
+  // All in all: before anything was taken, from sizes alone, and as the device says.
+  int64_t predicted_bytes = 0;
+  int64_t used_bytes = 0;
+  int64_t predicted_weight_bytes = 0;
 };
 
 struct LoadedReport {

@@ -20,8 +20,8 @@ constexpr int64_t kRecordingReserve = 400 * kMebibyte;
 // NCCL's channels, proxies and registered windows of a tensor group and a pipeline column: 1.2 to
 // 1.4 GiB seen on 2x H200 with NCCL 2.28.
 constexpr int64_t kCommunicatorReserve = 1536 * kMebibyte;
-// A process of its own on the device (context, code), where several share it and what is in use
-// cannot be told apart.
+// A process of its own on the device (context, code), where it cannot be measured: several share
+// the device and what is in use cannot be told apart, or there is none yet.
 constexpr int64_t kProcessReserve = 600 * kMebibyte;
 
 double Gibibytes(int64_t bytes) {
@@ -94,24 +94,39 @@ ops::Workload WorkloadOf(const StepShape& shape) {
   return workload;
 }
 
-absl::StatusOr<int64_t> CacheBudget(const CacheShare& share) {
-  const auto allowed =
+DeviceReserves ReservesOf(int32_t world_size) {
+  return {.communicator_bytes = world_size > 1 ? kCommunicatorReserve : 0,
+          .recording_bytes = kRecordingReserve,
+          .process_bytes = kProcessReserve};
+}
+
+CacheDivision DivideDevice(const CacheShare& share) {
+  const DeviceReserves reserves = ReservesOf(share.world_size);
+  CacheDivision division;
+  division.allowed_bytes =
       static_cast<int64_t>(share.utilization * static_cast<double>(share.total_bytes)) /
       share.ranks_on_device;
-  const int64_t used = share.ranks_on_device > 1 ? share.weight_bytes + kProcessReserve
-                                                 : share.total_bytes - share.free_bytes;
-  const int64_t reserve = kRecordingReserve + (share.world_size > 1 ? kCommunicatorReserve : 0);
-  const int64_t left = allowed - used - share.step.device_bytes() - reserve;
-  if (left >= share.sequence_bytes) return left;
+  division.used_bytes = share.ranks_on_device > 1 ? share.weight_bytes + reserves.process_bytes
+                                                  : share.total_bytes - share.free_bytes;
+  division.reserve_bytes = reserves.recording_bytes + reserves.communicator_bytes;
+  division.left_bytes = division.allowed_bytes - division.used_bytes - share.step.device_bytes() -
+                        division.reserve_bytes;
+  return division;
+}
+
+absl::StatusOr<int64_t> CacheBudget(const CacheShare& share) {
+  const CacheDivision division = DivideDevice(share);
+  if (division.left_bytes >= share.sequence_bytes) return division.left_bytes;
   return ResourceExhausted(
       "one sequence of {} tokens needs a cache of {:.2f} GiB, but only {:.2f} GiB are left of the "
       "{:.1f} GiB that --gpu-memory-utilization {:.2f} allows here: {:.2f} GiB are in use (weights "
       "{:.2f} GiB), a step takes {:.2f} GiB, communicators and recordings {:.2f} GiB. Give a "
       "smaller --max-model-len, --max-num-seqs or --max-num-batched-tokens, more GPUs "
       "(--tensor-parallel-size, --pipeline-parallel-size), or a larger --gpu-memory-utilization",
-      share.max_model_len, Gibibytes(share.sequence_bytes), Gibibytes(std::max<int64_t>(0, left)),
-      Gibibytes(allowed), share.utilization, Gibibytes(used), Gibibytes(share.weight_bytes),
-      Gibibytes(share.step.device_bytes()), Gibibytes(reserve));
+      share.max_model_len, Gibibytes(share.sequence_bytes),
+      Gibibytes(std::max<int64_t>(0, division.left_bytes)), Gibibytes(division.allowed_bytes),
+      share.utilization, Gibibytes(division.used_bytes), Gibibytes(share.weight_bytes),
+      Gibibytes(share.step.device_bytes()), Gibibytes(division.reserve_bytes));
 }
 
 StepMemory StepMemoryOf(const StepShape& shape, int64_t workspace_bytes) {

@@ -59,6 +59,23 @@ struct CacheShare {
   int64_t sequence_bytes = 0;
   int32_t max_model_len = 0;  // for the message
 };
+// What a rank on a GPU allows for beside weights, step and cache.
+struct DeviceReserves {
+  int64_t communicator_bytes = 0;
+  int64_t recording_bytes = 0;
+  int64_t process_bytes = 0;  // already taken when weights are there, unless a device is shared
+};
+DeviceReserves ReservesOf(int32_t world_size);
+
+// Where the device's memory goes; the cache may have `left_bytes`, which may be too little for one
+// sequence, or negative.
+struct CacheDivision {
+  int64_t allowed_bytes = 0;  // to this rank, all in all
+  int64_t used_bytes = 0;     // by weights, context and others
+  int64_t reserve_bytes = 0;  // communicators and recordings, still to come
+  int64_t left_bytes = 0;
+};
+CacheDivision DivideDevice(const CacheShare& share);
 // What is left after all that is still to come: the step's memory, communicators, recordings.
 // ResourceExhausted says by how much it is too little and what to change.
 absl::StatusOr<int64_t> CacheBudget(const CacheShare& share);

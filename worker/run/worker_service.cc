@@ -16,8 +16,8 @@
 #include "worker/kv/kv_cache.h"
 #include "worker/run/coordinator_link.h"
 #include "worker/run/model_runner.h"
+#include "worker/run/rank_memory.h"
 #include "worker/run/step_loop.h"
-#include "worker/run/step_memory.h"
 #include "worker/weights/shard_loader.h"
 
 namespace polyreme::run {
@@ -30,41 +30,19 @@ struct Shard {
   std::optional<kv::KvCache> cache;
 };
 
-kv::KvLayout LayoutOf(const plan::Shard& shard, const plan::ModelSpec& spec,
-                      const WorkerOptions& options) {
-  return kv::KvLayout{shard.layers.size(), options.limits.tokens_per_block, shard.kv_heads.size(),
-                      spec.head_dim, options.plan.kv_dtype};
-}
-
-absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const weights::ShardWeights& weights,
-                                 backend::Backend& backend) {
+absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const RankSetup& setup,
+                                 const weights::ShardWeights& weights, const Device& device) {
   if (options.kv_bytes_budget > 0) return options.kv_bytes_budget;
-  const Device& device = backend.device();
   if (options.memory_utilization <= 0) {
     // A quarter leaves room for the system, the page cache of the checkpoint, and other programs.
     return device.FreeBytes() / 4 / std::max(1, options.ranks_on_host);
   }
   if (options.limits.num_blocks > 0) return 0;  // by hand, whatever memory says
-  const StepShape shape{.spec = weights.spec,
-                        .shard = weights.shard,
-                        .shards = options.topology.shards(),
-                        .limits = options.limits,
-                        .activations = backend.ops().activation_dtype(),
-                        .kv_dtype = options.plan.kv_dtype,
-                        .head_chunk_samples = options.head_chunk_samples};
-  const step::StepLimits& limits = options.limits;
-  const int64_t blocks =
-      (limits.max_model_len + limits.tokens_per_block - 1) / limits.tokens_per_block;
-  CacheShare share;
-  share.total_bytes = device.TotalBytes();
+  CacheShare share =
+      EmptyDeviceShare(setup, RankMemoryOf(setup), device.TotalBytes(), options.memory_utilization);
   share.free_bytes = device.FreeBytes();
   share.weight_bytes = weights.total_bytes();
-  share.step = StepMemoryOf(shape, backend.ops().WorkspaceBytes(WorkloadOf(shape)));
-  share.utilization = options.memory_utilization;
   share.ranks_on_device = options.ranks_on_device;
-  share.world_size = options.topology.world_size();
-  share.sequence_bytes = blocks * LayoutOf(weights.shard, weights.spec, options).bytes_per_block();
-  share.max_model_len = limits.max_model_len;
   return CacheBudget(share);
 }
 
@@ -107,6 +85,8 @@ class Worker {
   absl::Status Submit(step::StepPlan plan);
   absl::Status Start(const StartOrder& order);
   absl::Status JoinGroup(Epoch epoch);
+  // Once the backend is there.
+  RankSetup Setup() const;
   MemoryReport Report() const;
   void Answer(Epoch epoch, absl::StatusOr<step::StepResult> result);
   void EndLoading();
@@ -309,9 +289,10 @@ absl::StatusOr<LoadedReport> Worker::Load() {
   const auto bytes = static_cast<double>(shard_.weights.total_bytes());
   LogInfo("weights: {:.1f} GiB in {:.2f} s, {:.1f} GB/s", bytes / 0x1p30, seconds,
           bytes / 1e9 / seconds);
-  const kv::KvLayout layout = LayoutOf(shard_.weights.shard, spec_, options_);
-  ASSIGN_OR_RETURN(const int64_t budget, KvBudget(options_, shard_.weights, *shard_.backend));
-  return LoadedReport{shard_.weights.total_bytes(), layout.bytes_per_block(), budget};
+  const RankSetup setup = Setup();
+  ASSIGN_OR_RETURN(const int64_t budget,
+                   KvBudget(options_, setup, shard_.weights, shard_.backend->device()));
+  return LoadedReport{shard_.weights.total_bytes(), KvLayoutOf(setup).bytes_per_block(), budget};
 }
 
 absl::Status Worker::JoinGroup(Epoch epoch) {
@@ -344,10 +325,8 @@ absl::Status Worker::Start(const StartOrder& order) {
   if (loader_.joinable()) loader_.join();
   RETURN_IF_ERROR(JoinGroup(order.epoch));
   if (!shard_.cache.has_value()) {
-    ASSIGN_OR_RETURN(
-        shard_.cache,
-        kv::KvCache::Make(shard_.backend->device(), LayoutOf(shard_.weights.shard, spec_, options_),
-                          order.num_blocks));
+    ASSIGN_OR_RETURN(shard_.cache, kv::KvCache::Make(shard_.backend->device(), KvLayoutOf(Setup()),
+                                                     order.num_blocks));
   } else if (shard_.cache->num_blocks() != order.num_blocks) {
     return FailedPrecondition("expected to start with the {} cache blocks that are here, got {}",
                               shard_.cache->num_blocks(), order.num_blocks);
@@ -374,6 +353,16 @@ absl::Status Worker::Start(const StartOrder& order) {
   return link_.client()->SendReady(order.epoch, Report());
 }
 
+RankSetup Worker::Setup() const {
+  return {.spec = &spec_,
+          .plan = &plan_,
+          .rank = options_.identity.rank,
+          .limits = options_.limits,
+          .device = shard_.backend->kind(),
+          .kv_dtype = options_.plan.kv_dtype,
+          .head_chunk_samples = options_.head_chunk_samples};
+}
+
 MemoryReport Worker::Report() const {
   MemoryReport memory;
   memory.weight_bytes = shard_.weights.total_bytes();
@@ -384,6 +373,15 @@ MemoryReport Worker::Report() const {
   memory.free_bytes = shard_.backend->device().FreeBytes();
   memory.num_recorded = runner_->recording().num_recorded;
   memory.recording_time = runner_->recording().time;
+  const RankMemory predicted = RankMemoryOf(Setup());
+  memory.predicted_bytes = predicted.TotalBytes(shard_.cache->num_blocks());
+  memory.predicted_weight_bytes = predicted.weights.total();
+  // Of a device that several ranks share, the others' part cannot be told from one's own.
+  memory.used_bytes = options_.ranks_on_device > 1
+                          ? memory.weight_bytes + memory.kv_bytes + memory.step_bytes +
+                                memory.communicator_bytes + memory.recording_bytes +
+                                predicted.context_bytes
+                          : shard_.backend->device().UsedBytes();
   return memory;
 }
 

@@ -4,6 +4,8 @@
 #include "worker/weights/shard_loader.h"
 
 #include <algorithm>
+#include <functional>
+#include <map>
 
 #include "worker/weights/tensor_names.h"
 
@@ -16,25 +18,42 @@ struct Part {
   Range rows;
 };
 
+// What a shard is put together from. One walk (FillLayer, FillTables) asks for it, whether bytes
+// are read or only counted.
+class Parts {
+ public:
+  virtual ~Parts() = default;
+  // The parts' rows, one after another.
+  virtual absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts) = 0;
+  // All rows, columns [columns.begin, columns.end).
+  virtual absl::StatusOr<Weight> CutColumns(const std::string& name, Range columns,
+                                            std::vector<int64_t> segment_ends) = 0;
+  // Rows of a table; zeros where `rows` reaches beyond it.
+  virtual absl::StatusOr<Weight> PaddedRows(std::string_view name, Range rows) = 0;
+  // The parts' elements, one after another, as float32.
+  virtual absl::StatusOr<Vector> JoinVectors(absl::Span<const Part> parts) = 0;
+  virtual absl::StatusOr<Vector> WholeVector(std::string_view name) = 0;
+  // plan::RopeTable.
+  virtual absl::StatusOr<Vector> Rope(const plan::ModelSpec& spec, int64_t positions) = 0;
+};
+
 // What one rank reads, tensor by tensor. Names, shapes and types have been checked.
-class Loader {
+class Loader final : public Parts {
  public:
   // total: bytes that will be read, for the progress; an estimate.
   Loader(const TensorSource& tensors, const LoadOptions& options, int64_t total,
          WeightPacker& packer)
       : tensors_(tensors), options_(options), total_(total), packer_(packer) {}
 
-  // The parts' rows, one after another.
-  absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts);
-  // All rows, columns [columns.begin, columns.end).
+  absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts) override;
   absl::StatusOr<Weight> CutColumns(const std::string& name, Range columns,
-                                    std::vector<int64_t> segment_ends);
-  // Rows of a table; zeros where `rows` reaches beyond it.
-  absl::StatusOr<Weight> PaddedRows(std::string_view name, Range rows);
-  // The parts' elements, one after another, as float32.
-  absl::StatusOr<Vector> JoinVectors(absl::Span<const Part> parts);
-  absl::StatusOr<Vector> WholeVector(std::string_view name);
-  absl::StatusOr<Vector> Upload(absl::Span<const float> values);
+                                    std::vector<int64_t> segment_ends) override;
+  absl::StatusOr<Weight> PaddedRows(std::string_view name, Range rows) override;
+  absl::StatusOr<Vector> JoinVectors(absl::Span<const Part> parts) override;
+  absl::StatusOr<Vector> WholeVector(std::string_view name) override;
+  absl::StatusOr<Vector> Rope(const plan::ModelSpec& spec, int64_t positions) override {
+    return Upload(plan::RopeTable(spec.rope, spec.head_dim, positions));
+  }
 
   int64_t bytes_read() const { return done_; }
 
@@ -42,6 +61,7 @@ class Loader {
   Range AllColumnsOf(std::string_view name) const { return {0, tensors_.ShapeOf(name)[1]}; }
   // first: the tensor to be named by errors.
   absl::StatusOr<Weight> Pack(const WeightSource& source, std::string_view first);
+  absl::StatusOr<Vector> Upload(absl::Span<const float> values);
   void Count(int64_t bytes) {
     done_ += bytes;
     if (options_.progress) options_.progress(std::min(done_, total_), total_);
@@ -52,6 +72,68 @@ class Loader {
   const int64_t total_;
   WeightPacker& packer_;
   int64_t done_ = 0;
+};
+
+// Weights and vectors that have sizes and no memory.
+class Counter final : public Parts {
+ public:
+  using PackedBytes = absl::FunctionRef<int64_t(int64_t rows, int64_t cols, DType stored)>;
+  Counter(const plan::ModelSpec& spec, PackedBytes packed_bytes)
+      : dtype_(spec.dtype), packed_bytes_(packed_bytes) {
+    plan::ModelSpec one_layer = spec;
+    one_layer.num_layers = 1;
+    for (ExpectedTensor& tensor : ExpectedTensors(one_layer)) {
+      shapes_.emplace(std::move(tensor.name), std::move(tensor.shape));
+    }
+  }
+
+  absl::StatusOr<Weight> StackRows(absl::Span<const Part> parts) override {
+    int64_t rows = 0;
+    for (const Part& part : parts) rows += part.rows.size();
+    return Pack(rows, ShapeOf(parts[0].name)[1]);
+  }
+  absl::StatusOr<Weight> CutColumns(const std::string& name, Range columns,
+                                    std::vector<int64_t> /*segment_ends*/) override {
+    return Pack(ShapeOf(name)[0], columns.size());
+  }
+  absl::StatusOr<Weight> PaddedRows(std::string_view name, Range rows) override {
+    return Pack(rows.size(), ShapeOf(name)[1]);
+  }
+  absl::StatusOr<Vector> JoinVectors(absl::Span<const Part> parts) override {
+    int64_t size = 0;
+    for (const Part& part : parts) size += part.rows.size();
+    return Floats(size);
+  }
+  absl::StatusOr<Vector> WholeVector(std::string_view name) override {
+    return Floats(ShapeOf(name)[0]);
+  }
+  absl::StatusOr<Vector> Rope(const plan::ModelSpec& spec, int64_t positions) override {
+    return Floats(positions * spec.head_dim);
+  }
+
+ private:
+  static Buffer Sized(int64_t bytes) {
+    return Buffer(nullptr, bytes, [](void*) {});
+  }
+  static Vector Floats(int64_t size) {
+    return {Sized(size * static_cast<int64_t>(sizeof(float))), size};
+  }
+  Weight Pack(int64_t rows, int64_t cols) const {
+    Weight weight;
+    weight.rows = rows;
+    weight.cols = cols;
+    weight.bytes = Sized(packed_bytes_(rows, cols, dtype_));
+    return weight;
+  }
+  const std::vector<int64_t>& ShapeOf(std::string_view name) const {
+    const auto found = shapes_.find(name);
+    CHECK(found != shapes_.end(), "the model has no tensor {}", name);
+    return found->second;
+  }
+
+  const DType dtype_;
+  const PackedBytes packed_bytes_;
+  std::map<std::string, std::vector<int64_t>, std::less<>> shapes_;
 };
 
 absl::StatusOr<Weight> Loader::Pack(const WeightSource& source, std::string_view first) {
@@ -148,51 +230,53 @@ Slices SlicesOf(const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank r
       .ffn_segments = plan::SumSegmentEnds(spec.ffn_width, shards, index)};
 }
 
-absl::StatusOr<LayerWeights> LoadLayer(const plan::ModelSpec& spec, const Slices& slices,
-                                       int64_t layer, Loader& loader) {
+absl::StatusOr<LayerWeights> FillLayer(const plan::ModelSpec& spec, const Slices& slices,
+                                       int64_t layer, Parts& parts) {
   const auto name = [&](std::string_view part) { return LayerTensor(layer, part); };
   LayerWeights w;
-  ASSIGN_OR_RETURN(w.attention_norm, loader.WholeVector(name("input_layernorm.weight")));
-  ASSIGN_OR_RETURN(w.qkv, loader.StackRows({{name("self_attn.q_proj.weight"), slices.query},
-                                            {name("self_attn.k_proj.weight"), slices.kv},
-                                            {name("self_attn.v_proj.weight"), slices.kv}}));
+  ASSIGN_OR_RETURN(w.attention_norm, parts.WholeVector(name("input_layernorm.weight")));
+  ASSIGN_OR_RETURN(w.qkv, parts.StackRows({{name("self_attn.q_proj.weight"), slices.query},
+                                           {name("self_attn.k_proj.weight"), slices.kv},
+                                           {name("self_attn.v_proj.weight"), slices.kv}}));
   if (spec.qkv_bias) {
-    ASSIGN_OR_RETURN(w.qkv_bias, loader.JoinVectors({{name("self_attn.q_proj.bias"), slices.query},
-                                                     {name("self_attn.k_proj.bias"), slices.kv},
-                                                     {name("self_attn.v_proj.bias"), slices.kv}}));
+    ASSIGN_OR_RETURN(w.qkv_bias, parts.JoinVectors({{name("self_attn.q_proj.bias"), slices.query},
+                                                    {name("self_attn.k_proj.bias"), slices.kv},
+                                                    {name("self_attn.v_proj.bias"), slices.kv}}));
   }
   if (spec.qk_norm) {
-    ASSIGN_OR_RETURN(w.q_norm, loader.WholeVector(name("self_attn.q_norm.weight")));
-    ASSIGN_OR_RETURN(w.k_norm, loader.WholeVector(name("self_attn.k_norm.weight")));
+    ASSIGN_OR_RETURN(w.q_norm, parts.WholeVector(name("self_attn.q_norm.weight")));
+    ASSIGN_OR_RETURN(w.k_norm, parts.WholeVector(name("self_attn.k_norm.weight")));
   }
-  ASSIGN_OR_RETURN(w.attention_out, loader.CutColumns(name("self_attn.o_proj.weight"), slices.query,
-                                                      slices.query_segments));
+  ASSIGN_OR_RETURN(w.attention_out, parts.CutColumns(name("self_attn.o_proj.weight"), slices.query,
+                                                     slices.query_segments));
   if (spec.attention_out_bias) {
-    ASSIGN_OR_RETURN(w.attention_out_bias, loader.WholeVector(name("self_attn.o_proj.bias")));
+    ASSIGN_OR_RETURN(w.attention_out_bias, parts.WholeVector(name("self_attn.o_proj.bias")));
   }
-  ASSIGN_OR_RETURN(w.ffn_norm, loader.WholeVector(name("post_attention_layernorm.weight")));
-  ASSIGN_OR_RETURN(w.gate_up, loader.StackRows({{name("mlp.gate_proj.weight"), slices.ffn},
-                                                {name("mlp.up_proj.weight"), slices.ffn}}));
-  ASSIGN_OR_RETURN(
-      w.down, loader.CutColumns(name("mlp.down_proj.weight"), slices.ffn, slices.ffn_segments));
+  ASSIGN_OR_RETURN(w.ffn_norm, parts.WholeVector(name("post_attention_layernorm.weight")));
+  ASSIGN_OR_RETURN(w.gate_up, parts.StackRows({{name("mlp.gate_proj.weight"), slices.ffn},
+                                               {name("mlp.up_proj.weight"), slices.ffn}}));
+  ASSIGN_OR_RETURN(w.down,
+                   parts.CutColumns(name("mlp.down_proj.weight"), slices.ffn, slices.ffn_segments));
   if (spec.mlp_bias) {
-    ASSIGN_OR_RETURN(w.gate_up_bias, loader.JoinVectors({{name("mlp.gate_proj.bias"), slices.ffn},
-                                                         {name("mlp.up_proj.bias"), slices.ffn}}));
-    ASSIGN_OR_RETURN(w.down_bias, loader.WholeVector(name("mlp.down_proj.bias")));
+    ASSIGN_OR_RETURN(w.gate_up_bias, parts.JoinVectors({{name("mlp.gate_proj.bias"), slices.ffn},
+                                                        {name("mlp.up_proj.bias"), slices.ffn}}));
+    ASSIGN_OR_RETURN(w.down_bias, parts.WholeVector(name("mlp.down_proj.bias")));
   }
   return w;
 }
 
-absl::Status LoadTables(const plan::ModelSpec& spec, Loader& loader, ShardWeights& weights) {
+// All but the layers.
+absl::Status FillTables(const plan::ModelSpec& spec, Parts& parts, ShardWeights& weights) {
   const plan::Shard& shard = weights.shard;
+  ASSIGN_OR_RETURN(weights.rope, parts.Rope(spec, weights.rope_positions));
   if (shard.has_embedding) {
-    ASSIGN_OR_RETURN(weights.embedding, loader.PaddedRows(kEmbeddingName, shard.vocab_rows));
+    ASSIGN_OR_RETURN(weights.embedding, parts.PaddedRows(kEmbeddingName, shard.vocab_rows));
   }
   if (!shard.has_head) return absl::OkStatus();
-  ASSIGN_OR_RETURN(weights.final_norm, loader.WholeVector(kFinalNormName));
+  ASSIGN_OR_RETURN(weights.final_norm, parts.WholeVector(kFinalNormName));
   if (spec.tied_head && shard.has_embedding) return absl::OkStatus();
-  ASSIGN_OR_RETURN(weights.own_head, loader.PaddedRows(spec.tied_head ? kEmbeddingName : kHeadName,
-                                                       shard.vocab_rows));
+  ASSIGN_OR_RETURN(weights.own_head,
+                   parts.PaddedRows(spec.tied_head ? kEmbeddingName : kHeadName, shard.vocab_rows));
   return absl::OkStatus();
 }
 
@@ -203,6 +287,17 @@ struct StagingRelease {
 
 int64_t BytesOf(const std::optional<Weight>& weight) {
   return weight.has_value() ? weight->bytes.bytes() : 0;
+}
+
+WeightBytes BytesOf(const LayerWeights& w) {
+  WeightBytes bytes;
+  bytes.attention = w.qkv.bytes.bytes() + w.attention_out.bytes.bytes();
+  bytes.ffn = w.gate_up.bytes.bytes() + w.down.bytes.bytes();
+  for (const Vector* vector : {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm, &w.qkv_bias,
+                               &w.attention_out_bias, &w.gate_up_bias, &w.down_bias}) {
+    bytes.vectors += vector->bytes.bytes();
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -218,14 +313,12 @@ absl::StatusOr<ShardWeights> LoadShard(const TensorSource& source, const plan::M
   weights.rope_positions = options.positions;
   Loader loader(source, options, weights.shard.weight_bytes, packer);
   const Slices slices = SlicesOf(spec, plan, options.rank);
-  RETURN_IF_ERROR(LoadTables(spec, loader, weights));
+  RETURN_IF_ERROR(FillTables(spec, loader, weights));
   for (int64_t layer = weights.shard.layers.begin; layer < weights.shard.layers.end; ++layer) {
     if (options.cancelled && options.cancelled()) return Cancelled("loading was stopped");
-    ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(spec, slices, layer, loader));
+    ASSIGN_OR_RETURN(LayerWeights w, FillLayer(spec, slices, layer, loader));
     weights.layers.push_back(std::move(w));
   }
-  ASSIGN_OR_RETURN(weights.rope,
-                   loader.Upload(plan::RopeTable(spec.rope, spec.head_dim, options.positions)));
   RETURN_IF_ERROR(source.CheckUnchanged());
   weights.checkpoint_bytes_read = loader.bytes_read();
   if (options.progress) options.progress(weights.shard.weight_bytes, weights.shard.weight_bytes);
@@ -238,31 +331,38 @@ absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan:
   return LoadShard(*MakeCheckpointSource(checkpoint), spec, plan, options, packer);
 }
 
-int64_t ShardWeights::attention_bytes() const {
-  int64_t bytes = 0;
-  for (const LayerWeights& w : layers) bytes += w.qkv.bytes.bytes() + w.attention_out.bytes.bytes();
+WeightBytes ShardBytes(
+    const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank rank, int64_t positions,
+    absl::FunctionRef<int64_t(int64_t rows, int64_t cols, DType stored)> packed_bytes) {
+  Counter counter(spec, packed_bytes);
+  ShardWeights weights;
+  weights.spec = spec;
+  weights.shard = plan.ShardOf(rank);
+  weights.rope_positions = positions;
+  CHECK(FillTables(spec, counter, weights).ok());
+  WeightBytes bytes = weights.bytes();
+  // Layers are alike.
+  absl::StatusOr<LayerWeights> layer = FillLayer(spec, SlicesOf(spec, plan, rank), 0, counter);
+  CHECK(layer.ok());
+  const WeightBytes of_layer = BytesOf(*layer);
+  const int64_t num_layers = weights.shard.layers.size();
+  bytes.attention += num_layers * of_layer.attention;
+  bytes.ffn += num_layers * of_layer.ffn;
+  bytes.vectors += num_layers * of_layer.vectors;
   return bytes;
 }
 
-int64_t ShardWeights::ffn_bytes() const {
-  int64_t bytes = 0;
-  for (const LayerWeights& w : layers) bytes += w.gate_up.bytes.bytes() + w.down.bytes.bytes();
-  return bytes;
-}
-
-int64_t ShardWeights::table_bytes() const {
-  return BytesOf(embedding) + BytesOf(own_head);
-}
-
-int64_t ShardWeights::vector_bytes() const {
-  int64_t bytes = final_norm.bytes.bytes() + rope.bytes.bytes();
-  for (const LayerWeights& w : layers) {
-    for (const Vector* vector : {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm, &w.qkv_bias,
-                                 &w.attention_out_bias, &w.gate_up_bias, &w.down_bias}) {
-      bytes += vector->bytes.bytes();
-    }
+WeightBytes ShardWeights::bytes() const {
+  WeightBytes sum;
+  sum.tables = BytesOf(embedding) + BytesOf(own_head);
+  sum.vectors = final_norm.bytes.bytes() + rope.bytes.bytes();
+  for (const LayerWeights& layer : layers) {
+    const WeightBytes of_layer = BytesOf(layer);
+    sum.attention += of_layer.attention;
+    sum.ffn += of_layer.ffn;
+    sum.vectors += of_layer.vectors;
   }
-  return bytes;
+  return sum;
 }
 
 }  // namespace polyreme::weights

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "parallel/base/ids.h"
 #include "parallel/base/status.h"
 #include "parallel/plan/model_spec.h"
@@ -43,6 +44,16 @@ struct LayerWeights {
   Vector down_bias;           // [E], or empty; once, after the sum
 };
 
+// Bytes on the device, by kind.
+struct WeightBytes {
+  int64_t attention = 0;
+  int64_t ffn = 0;
+  int64_t tables = 0;   // embedding and head
+  int64_t vectors = 0;  // norms, biases, rope
+  int64_t total() const { return attention + ffn + tables + vectors; }
+  friend bool operator==(const WeightBytes&, const WeightBytes&) = default;
+};
+
 struct ShardWeights {
   plan::ModelSpec spec;
   plan::Shard shard;
@@ -58,14 +69,8 @@ struct ShardWeights {
 
   // The matrix of the head; only on the last stage.
   const Weight& head() const { return own_head.has_value() ? *own_head : *embedding; }
-  // Bytes on the device.
-  int64_t attention_bytes() const;
-  int64_t ffn_bytes() const;
-  int64_t table_bytes() const;   // embedding and head
-  int64_t vector_bytes() const;  // norms, biases, rope
-  int64_t total_bytes() const {
-    return attention_bytes() + ffn_bytes() + table_bytes() + vector_bytes();
-  }
+  WeightBytes bytes() const;
+  int64_t total_bytes() const { return bytes().total(); }
 };
 
 struct LoadOptions {
@@ -83,6 +88,12 @@ struct LoadOptions {
 absl::StatusOr<ShardWeights> LoadShard(const TensorSource& source, const plan::ModelSpec& spec,
                                        const plan::ShardPlan& plan, const LoadOptions& options,
                                        WeightPacker& packer);
+// What LoadShard will allocate, from sizes alone: the same walk over the model's parts, with a
+// counter in the packer's place. packed_bytes: of a weight [rows, cols] stored in the model's type,
+// as the backend packs it. Microseconds.
+WeightBytes ShardBytes(
+    const plan::ModelSpec& spec, const plan::ShardPlan& plan, Rank rank, int64_t positions,
+    absl::FunctionRef<int64_t(int64_t rows, int64_t cols, DType stored)> packed_bytes);
 // From a checkpoint's tensors.
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint, const plan::ModelSpec& spec,
                                        const plan::ShardPlan& plan, const LoadOptions& options,

@@ -113,7 +113,11 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(int64_t bytes) {
     // Advice only; a kernel without huge pages says no, and nothing is lost.
     (void)madvise(data, static_cast<size_t>(RoundUp(bytes, kHugePageBytes)), MADV_HUGEPAGE);
   }
-  return Buffer(data, bytes, [base, length](void*) { munmap(base, static_cast<size_t>(length)); });
+  *used_ += bytes;
+  return Buffer(data, bytes, [base, length, bytes, used = used_](void*) {
+    munmap(base, static_cast<size_t>(length));
+    *used -= bytes;
+  });
 }
 
 absl::StatusOr<std::unique_ptr<Lane>> CpuDevice::MakeLane(int64_t scratch_bytes) {

@@ -58,6 +58,11 @@ class CpuDevice final : public Device {
   void Copy(Lane& lane, const void* from, int64_t bytes, void* to) override;
   int64_t FreeBytes() const override;
   int64_t TotalBytes() const override;
+  int64_t UsedBytes() const override { return *used_; }
+
+ private:
+  // Buffers may outlive the device.
+  const std::shared_ptr<std::atomic<int64_t>> used_ = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 }  // namespace polyreme::backend

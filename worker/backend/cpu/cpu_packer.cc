@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "worker/backend/cpu/kernels.h"
+#include "worker/backend/device_kind.h"
 #include "worker/weights/dummy.h"
 
 namespace polyreme::backend {
@@ -96,7 +97,8 @@ absl::StatusOr<weights::Weight> CpuPacker::Pack(const WeightSource& source) {
 
   const int64_t num_panels = (weight.rows + cpu::kLanes - 1) / cpu::kLanes;
   const int64_t panel_bytes = source.cols * cpu::kLanes * SizeOf(source.dtype);
-  ASSIGN_OR_RETURN(weight.bytes, device_.Allocate(num_panels * panel_bytes));
+  ASSIGN_OR_RETURN(weight.bytes,
+                   device_.Allocate(CpuPackedBytes(weight.rows, weight.cols, weight.dtype)));
   auto* bytes = static_cast<std::byte*>(weight.bytes.data());
   pool_.ParallelFor(num_panels, [&](int64_t panel) {
     const PanelRows rows = RowsOfPanel(source, panel);

@@ -12,6 +12,7 @@
 #include "worker/backend/cuda/decode_attention.h"
 #include "worker/backend/cuda/flashinfer.h"
 #include "worker/backend/cuda/paged_attention.h"
+#include "worker/backend/cuda/workspace.h"
 
 namespace polyreme::cuda {
 namespace {
@@ -30,8 +31,6 @@ constexpr bool kHaveHopper = true;
 constexpr bool kHaveHopper = false;
 #endif
 
-enum class PromptPath : uint8_t { kPlain, kFa2, kHopper };
-
 std::string_view NameOf(PromptPath path) {
   switch (path) {
     case PromptPath::kPlain:
@@ -43,19 +42,6 @@ std::string_view NameOf(PromptPath path) {
   }
   return "";
 }
-
-// The kernels of one shape of heads.
-struct Paths {
-  bool fast_decode = false;  // DecodeAttention; else PagedAttention
-  PromptPath prompts = PromptPath::kPlain;
-};
-
-// What the parts of the memory must hold.
-struct Limits {
-  int64_t tokens = 0;
-  int rows = 0;
-  int64_t pages = 0;  // of all rows
-};
 
 Step StepOf(const StepBatch& batch) {
   Step step;
@@ -116,10 +102,16 @@ struct StepPlan {
 
 class Dispatcher final : public Attention {
  public:
-  explicit Dispatcher(const Options& options, bool allow_hopper)
-      : options_(options), allow_hopper_(allow_hopper) {}
+  Dispatcher(const Options& options, bool allow_hopper)
+      : options_(options),
+        setup_{.choice = options.choice,
+               .type = options.type,
+               .compute_capability = options.compute_capability,
+               .num_multiprocessors = options.num_multiprocessors,
+               .have_fa2 = kHaveFlashInfer,
+               .have_hopper = allow_hopper} {}
 
-  int64_t WorkspaceBytes(const ops::Workload& workload) const override;
+  const AttentionSetup& setup() const override { return setup_; }
   absl::Status Reserve(const ops::Workload& workload) override;
   absl::Status Plan(cudaStream_t stream, const StepBatch& batch, const Heads& heads) override;
   absl::Status Run(cudaStream_t stream, const StepBatch& batch, const Heads& heads, const void* qkv,
@@ -127,27 +119,32 @@ class Dispatcher final : public Attention {
   std::string Describe() const override;
 
  private:
-  Paths PathsOf(const Heads& heads, int tokens_per_block) const;
-  AttentionParts PartsFor(const Limits& limits, const Heads& heads, const Paths& paths) const;
+  AttentionPaths PathsOf(const Heads& heads, int tokens_per_block) const {
+    return AttentionPathsOf(setup_, heads, tokens_per_block);
+  }
+  AttentionParts PartsFor(const AttentionLimits& limits, const Heads& heads,
+                          const AttentionPaths& paths) const {
+    return AttentionPartsFor(setup_, limits, heads, paths);
+  }
   absl::Status Take(const AttentionParts& parts);
   absl::StatusOr<int> DecodeBlocks(int head_dim);
 
-  void ShareOutRows(const StepBatch& batch, const Paths& paths);
+  void ShareOutRows(const StepBatch& batch, const AttentionPaths& paths);
   int64_t StageRows(int32_t* host);
   FlashInferRows Rows(int tokens_per_block) const;
   Fa2Workspace Workspace(const Staging& staging) const;
   absl::Status PlanMixed(cudaStream_t stream, const StepBatch& batch, const Heads& heads,
-                         const Paths& paths);
+                         const AttentionPaths& paths);
   DecodeAttentionArguments DecodeArguments(const StepBatch& batch, const Heads& heads) const;
   absl::Status RunMixed(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                        const StepBatch& batch, const Paths& paths);
+                        const StepBatch& batch, const AttentionPaths& paths);
   absl::Status RunSingles(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                          const StepBatch& batch, const Paths& paths);
+                          const StepBatch& batch, const AttentionPaths& paths);
   absl::Status RunPrompts(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                          const Paths& paths);
+                          const AttentionPaths& paths);
 
   const Options options_;
-  const bool allow_hopper_;
+  const AttentionSetup setup_;
   bool reserved_ = false;
   AttentionParts parts_;
   std::unique_ptr<void, DeviceFree> device_;
@@ -163,73 +160,9 @@ class Dispatcher final : public Attention {
   StepPlan plan_;
 };
 
-Paths Dispatcher::PathsOf(const Heads& heads, int tokens_per_block) const {
-  Paths paths;
-  const bool modern = options_.compute_capability >= 80;
-  paths.fast_decode =
-      modern && DecodeAttentionServes(options_.type, options_.type, heads, tokens_per_block);
-  if (kHaveFlashInfer && modern && options_.choice != AttentionChoice::kOwn &&
-      options_.type != Element::kF32) {
-    if (heads.head_dim == 128 && allow_hopper_) {
-      paths.prompts = PromptPath::kHopper;
-    } else if (heads.head_dim == 64 || heads.head_dim == 128) {
-      paths.prompts = PromptPath::kFa2;
-    }
-  }
-  return paths;
-}
-
-AttentionParts Dispatcher::PartsFor(const Limits& limits, const Heads& heads,
-                                    const Paths& paths) const {
-  constexpr int64_t kInt = sizeof(int32_t);
-  const int multiprocessors = options_.num_multiprocessors;
-  AttentionParts parts;
-  parts.partials = PagedAttentionWorkspaceBytes(heads, multiprocessors);
-  if (paths.fast_decode) {
-    const int blocks = 2 * multiprocessors;
-    parts.decode_plan = DecodePlanBytes(limits.rows, blocks);
-    parts.partials = std::max(parts.partials, DecodePartialBytes(limits.rows, blocks, heads));
-  }
-  // Each row is a single or a prompt; see StepPlan.
-  parts.staged = kInt * (4 * limits.rows + 64);
-  if (paths.prompts != PromptPath::kPlain) parts.pages = kInt * limits.pages;
-  if constexpr (kHaveFlashInfer) {
-    if (paths.prompts == PromptPath::kFa2) {
-      parts.fa2_ints = Fa2IntBytes(limits.tokens, limits.rows, heads, multiprocessors);
-      parts.fa2_floats = Fa2FloatBytes(heads, multiprocessors);
-    }
-  }
-  if constexpr (kHaveHopper) {
-    if (paths.prompts == PromptPath::kHopper) {
-      parts.staged += HopperIntBytes(limits.tokens, limits.rows, heads, multiprocessors);
-    }
-  }
-  return parts;
-}
-
-Limits LimitsOf(const ops::Workload& workload) {
-  Limits limits;
-  limits.tokens = workload.max_tokens;
-  limits.rows = workload.max_rows;
-  limits.pages = int64_t{workload.max_rows} *
-                 NumPages(workload.max_model_len, std::max(workload.tokens_per_block, 1));
-  return limits;
-}
-
-Heads HeadsOf(const ops::HeadLayout& heads) {
-  return {static_cast<int>(heads.query_heads), static_cast<int>(heads.kv_heads),
-          static_cast<int>(heads.head_dim)};
-}
-
-int64_t Dispatcher::WorkspaceBytes(const ops::Workload& workload) const {
-  const Heads heads = HeadsOf(workload.heads);
-  return PartsFor(LimitsOf(workload), heads, PathsOf(heads, workload.tokens_per_block))
-      .device_bytes();
-}
-
 absl::Status Dispatcher::Reserve(const ops::Workload& workload) {
   const Heads heads = HeadsOf(workload.heads);
-  const Paths paths = PathsOf(heads, workload.tokens_per_block);
+  const AttentionPaths paths = PathsOf(heads, workload.tokens_per_block);
   if (options_.choice == AttentionChoice::kFlashInfer && paths.prompts == PromptPath::kPlain) {
     return FailedPrecondition(
         "--attention-backend flashinfer: its kernels in this build serve head widths 64 and 128, "
@@ -240,7 +173,7 @@ absl::Status Dispatcher::Reserve(const ops::Workload& workload) {
     return InvalidArgument("attention on a GPU serves head widths up to {}, the model's is {}",
                            kMaxPagedHeadDim, heads.head_dim);
   }
-  RETURN_IF_ERROR(Take(PartsFor(LimitsOf(workload), heads, paths)));
+  RETURN_IF_ERROR(Take(PartsFor(AttentionLimitsOf(workload), heads, paths)));
   if (paths.fast_decode) RETURN_IF_ERROR(DecodeBlocks(heads.head_dim).status());
   reserved_ = true;
   return absl::OkStatus();
@@ -302,7 +235,7 @@ absl::StatusOr<int> Dispatcher::DecodeBlocks(int head_dim) {
 
 // Which rows go to FlashInfer and which are singles. The FA2 path takes all rows from the first
 // prompt to the last, because its rows must follow each other.
-void Dispatcher::ShareOutRows(const StepBatch& batch, const Paths& paths) {
+void Dispatcher::ShareOutRows(const StepBatch& batch, const AttentionPaths& paths) {
   plan_.Clear();
   const absl::Span<const int32_t> begins = batch.host_row_begins;
   const auto is_prompt = [&begins](int row) { return begins[row + 1] - begins[row] > 1; };
@@ -392,7 +325,7 @@ DecodeAttentionArguments Dispatcher::DecodeArguments(const StepBatch& batch,
 }
 
 absl::Status Dispatcher::Plan(cudaStream_t stream, const StepBatch& batch, const Heads& heads) {
-  const Paths paths = PathsOf(heads, batch.tokens_per_block);
+  const AttentionPaths paths = PathsOf(heads, batch.tokens_per_block);
   plan_.num_tokens = batch.num_tokens;
   plan_.num_rows = batch.num_rows;
   plan_.decode_only = batch.decode_only();
@@ -405,7 +338,7 @@ absl::Status Dispatcher::Plan(cudaStream_t stream, const StepBatch& batch, const
           "attention of {} rows is planned without their host arrays", batch.num_rows);
     ShareOutRows(batch, paths);
   }
-  Limits limits;
+  AttentionLimits limits;
   limits.tokens = batch.num_tokens;
   limits.rows = batch.num_rows;
   limits.pages = plan_.prompts.empty() ? 0 : plan_.page_begins.back();
@@ -419,7 +352,7 @@ absl::Status Dispatcher::Plan(cudaStream_t stream, const StepBatch& batch, const
 }
 
 absl::Status Dispatcher::PlanMixed(cudaStream_t stream, const StepBatch& batch, const Heads& heads,
-                                   const Paths& paths) {
+                                   const AttentionPaths& paths) {
   Staging& staging = staging_[static_cast<size_t>(next_staging_)];
   next_staging_ = 1 - next_staging_;
   if (staging.used) {
@@ -433,7 +366,7 @@ absl::Status Dispatcher::PlanMixed(cudaStream_t stream, const StepBatch& batch, 
       const int64_t before = bytes / int64_t{sizeof(int32_t)};
       plan_.hopper = PlanHopper(rows, heads, options_.num_multiprocessors, host + before);
       plan_.device_hopper = memory_.staged + before;
-      bytes += HopperPlanBytes(plan_.hopper);
+      bytes += HopperPlanBytes(plan_.hopper.num_tiles, plan_.hopper.num_multiprocessors);
     }
   }
   CHECK(bytes <= parts_.staged, "attention's plan has {} bytes, {} were taken", bytes,
@@ -473,7 +406,7 @@ absl::Status Dispatcher::Run(cudaStream_t stream, const StepBatch& batch, const 
   arguments.scale = scale;
   arguments.y = y;
   arguments.workspace = memory_.partials;
-  const Paths paths = PathsOf(heads, batch.tokens_per_block);
+  const AttentionPaths paths = PathsOf(heads, batch.tokens_per_block);
   const bool of_type = pool.element == options_.type;
   if (!plan_.decode_only && of_type) return RunMixed(stream, arguments, batch, paths);
   if (plan_.decode_only && of_type && paths.fast_decode) {
@@ -488,7 +421,7 @@ absl::Status Dispatcher::Run(cudaStream_t stream, const StepBatch& batch, const 
 }
 
 absl::Status Dispatcher::RunMixed(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                                  const StepBatch& batch, const Paths& paths) {
+                                  const StepBatch& batch, const AttentionPaths& paths) {
   const bool prompts = !plan_.prompts.empty() || paths.prompts == PromptPath::kPlain;
   const bool singles = !plan_.singles.empty();
   const bool beside = prompts && singles;
@@ -509,7 +442,7 @@ absl::Status Dispatcher::RunMixed(cudaStream_t stream, const PagedAttentionArgum
 }
 
 absl::Status Dispatcher::RunSingles(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                                    const StepBatch& batch, const Paths& paths) {
+                                    const StepBatch& batch, const AttentionPaths& paths) {
   if (paths.fast_decode) {
     return CudaStatus(DecodeAttention(stream, DecodeArguments(batch, arguments.heads),
                                       arguments.qkv, arguments.pool, arguments.scale, arguments.y),
@@ -525,7 +458,7 @@ absl::Status Dispatcher::RunSingles(cudaStream_t stream, const PagedAttentionArg
 }
 
 absl::Status Dispatcher::RunPrompts(cudaStream_t stream, const PagedAttentionArguments& arguments,
-                                    const Paths& paths) {
+                                    const AttentionPaths& paths) {
   const Heads& heads = arguments.heads;
   FlashInferTensors tensors;
   tensors.type = arguments.type;
@@ -558,7 +491,7 @@ absl::Status Dispatcher::RunPrompts(cudaStream_t stream, const PagedAttentionArg
 
 // Of the usual heads; others are served as PathsOf says.
 std::string Dispatcher::Describe() const {
-  const Paths paths = PathsOf({.query_heads = 8, .kv_heads = 8, .head_dim = 128}, 16);
+  const AttentionPaths paths = PathsOf({.query_heads = 8, .kv_heads = 8, .head_dim = 128}, 16);
   return fmt::format("{} decode, {}", paths.fast_decode ? "own" : "own plain",
                      NameOf(paths.prompts));
 }

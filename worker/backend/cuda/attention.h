@@ -16,6 +16,7 @@
 #include "parallel/base/status.h"
 #include "worker/backend/backend.h"
 #include "worker/backend/cuda/element.h"
+#include "worker/backend/cuda/workspace.h"
 #include "worker/ops/batch.h"
 #include "worker/ops/ops.h"
 
@@ -33,15 +34,17 @@ class Attention {
   static absl::StatusOr<std::unique_ptr<Attention>> Make(const Options& options);
   virtual ~Attention() = default;
 
-  // Device and pinned host memory for steps as large as `workload` allows; known before. Without
-  // Reserve, Plan takes what it needs as it goes (tests).
-  virtual int64_t WorkspaceBytes(const ops::Workload& workload) const = 0;
+  // What its memory follows from (OpsWorkspaceBytes).
+  virtual const AttentionSetup& setup() const = 0;
+  // Device and pinned host memory for steps as large as `workload` allows. Without it Plan takes
+  // what it needs as it goes (tests).
   virtual absl::Status Reserve(const ops::Workload& workload) = 0;
 
   // Once per step, on the lane's stream, before the first Run, outside any capture. A decode-only
   // step's Run may have been captured earlier for the same number of rows: its launches then take
   // everything that differs from device memory.
-  virtual absl::Status Plan(cudaStream_t stream, const ops::StepBatch& batch, const Heads& heads) = 0;
+  virtual absl::Status Plan(cudaStream_t stream, const ops::StepBatch& batch,
+                            const Heads& heads) = 0;
   // y [T, H D] from qkv [T, (H + 2G) D], of `type`. May be captured for decode-only steps.
   virtual absl::Status Run(cudaStream_t stream, const ops::StepBatch& batch, const Heads& heads,
                            const void* qkv, const Pool& pool, float scale, void* y) = 0;

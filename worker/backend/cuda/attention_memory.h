@@ -3,47 +3,15 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
 
 #include "worker/backend/cuda/cuda_status.h"
+#include "worker/backend/cuda/workspace.h"
 
 namespace polyreme::cuda {
-
-inline constexpr int64_t kPartAlignment = 256;
-inline int64_t Aligned(int64_t bytes) {
-  return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
-}
-
-// Bytes of each part of the device memory, in this order; staged and fa2_ints lie in pinned memory
-// too.
-struct AttentionParts {
-  int64_t staged = 0;
-  int64_t fa2_ints = 0;
-  int64_t pages = 0;
-  int64_t decode_plan = 0;
-  int64_t partials = 0;
-  int64_t fa2_floats = 0;
-
-  int64_t host_bytes() const { return Aligned(staged) + Aligned(fa2_ints); }
-  int64_t device_bytes() const {
-    return host_bytes() + Aligned(pages) + Aligned(decode_plan) + Aligned(partials) +
-           Aligned(fa2_floats);
-  }
-  bool Holds(const AttentionParts& other) const {
-    return staged >= other.staged && fa2_ints >= other.fa2_ints && pages >= other.pages &&
-           decode_plan >= other.decode_plan && partials >= other.partials &&
-           fa2_floats >= other.fa2_floats;
-  }
-  static AttentionParts Max(const AttentionParts& a, const AttentionParts& b) {
-    return {std::max(a.staged, b.staged),     std::max(a.fa2_ints, b.fa2_ints),
-            std::max(a.pages, b.pages),       std::max(a.decode_plan, b.decode_plan),
-            std::max(a.partials, b.partials), std::max(a.fa2_floats, b.fa2_floats)};
-  }
-};
 
 // Pointers to the parts.
 struct AttentionMemory {

@@ -43,7 +43,7 @@ static_assert(sizeof(CublasAlgorithm) == sizeof(cublasLtMatmulAlgo_t));
 // The library with a handle on the current device. Needs nothing of the device until used.
 class CublasLibrary {
  public:
-  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what NVIDIA advises for Hopper
+  static constexpr size_t kWorkspaceBytes = size_t{kProductWorkspaceBytes};
 
   // FailedPrecondition: what was looked for, and what the loader said; or what an old library
   // lacks.

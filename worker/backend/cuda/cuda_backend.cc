@@ -16,14 +16,17 @@ namespace {
 class CudaBackend final : public backend::Backend {
  public:
   // factory: the device's arenas come from it as soon as communicators are asked for.
-  CudaBackend(std::unique_ptr<comm::NcclFactory> factory, std::unique_ptr<CudaDevice> device,
-              std::unique_ptr<weights::WeightPacker> packer, std::unique_ptr<ops::Ops> ops)
-      : factory_(std::move(factory)),
+  CudaBackend(const backend::DeviceKind& kind, std::unique_ptr<comm::NcclFactory> factory,
+              std::unique_ptr<CudaDevice> device, std::unique_ptr<weights::WeightPacker> packer,
+              std::unique_ptr<ops::Ops> ops)
+      : kind_(kind),
+        factory_(std::move(factory)),
         device_(std::move(device)),
         packer_(std::move(packer)),
         ops_(std::move(ops)) {}
 
   std::string_view name() const override { return "cuda"; }
+  backend::DeviceKind kind() const override { return kind_; }
   Device& device() override { return *device_; }
   ops::Ops& ops() override { return *ops_; }
   weights::WeightPacker& packer() override { return *packer_; }
@@ -35,6 +38,7 @@ class CudaBackend final : public backend::Backend {
   }
 
  private:
+  const backend::DeviceKind kind_;
   // Each outlives what comes after it.
   const std::unique_ptr<comm::NcclFactory> factory_;
   const std::unique_ptr<CudaDevice> device_;
@@ -74,9 +78,17 @@ absl::StatusOr<std::unique_ptr<backend::Backend>> MakeCudaBackend(
                    comm::MakeNcclFactory(options.device_index));
   LogInfo("GPU {}: {}, {}, attention: {}", options.device_index, device->name(),
           NameOf(options.dtype), attention->Describe());
+  const AttentionSetup& setup = attention->setup();
+  const backend::DeviceKind kind{.gpu = true,
+                                 .activations = options.dtype,
+                                 .attention = setup.choice,
+                                 .compute_capability = setup.compute_capability,
+                                 .num_multiprocessors = setup.num_multiprocessors,
+                                 .have_fa2 = setup.have_fa2,
+                                 .have_hopper = setup.have_hopper};
   auto ops =
       std::make_unique<CudaOps>(*device, options.dtype, std::move(products), std::move(attention));
-  return std::make_unique<CudaBackend>(std::move(factory), std::move(device), std::move(packer),
+  return std::make_unique<CudaBackend>(kind, std::move(factory), std::move(device), std::move(packer),
                                        std::move(ops));
 }
 

@@ -33,11 +33,6 @@ void Check(Lane& lane, const absl::Status& status, std::string_view op) {
   if (!status.ok()) lane.Fail(Annotate(status, op));
 }
 
-Heads HeadsOf(const ops::HeadLayout& layout) {
-  return {static_cast<int>(layout.query_heads), static_cast<int>(layout.kv_heads),
-          static_cast<int>(layout.head_dim)};
-}
-
 Step StepOf(const ops::StepBatch& batch) {
   return {batch.num_tokens,   batch.num_rows,        batch.tokens,    batch.positions,
           batch.token_rows,   batch.row_begins,      batch.row_slots, batch.block_table,
@@ -52,12 +47,6 @@ const float* Floats(ConstTensorView view) {
   return static_cast<const float*>(view.data);
 }
 
-int64_t SampleBytes(const ops::Workload& workload) {
-  return workload.max_samples == 0
-             ? 0
-             : SampleScratchBytes(static_cast<int>(workload.max_samples), workload.vocabulary);
-}
-
 }  // namespace
 
 CudaOps::CudaOps(CudaDevice& device, DType dtype, std::unique_ptr<Products> products,
@@ -69,15 +58,15 @@ CudaOps::CudaOps(CudaDevice& device, DType dtype, std::unique_ptr<Products> prod
       attention_(std::move(attention)) {}
 
 int64_t CudaOps::WorkspaceBytes(const ops::Workload& workload) const {
-  return attention_->WorkspaceBytes(workload) + products_->workspace_bytes() +
-         SampleBytes(workload);
+  return OpsWorkspaceBytes(attention_->setup(), workload);
 }
 
 absl::Status CudaOps::Prepare(Lane& lane, const ops::Workload& workload) {
   RETURN_IF_ERROR(lane.status());
   const cudaStream_t stream = StreamOf(lane);
   RETURN_IF_ERROR(Annotate(attention_->Reserve(workload), "memory for attention"));
-  RETURN_IF_ERROR(ReserveSampleScratch(SampleBytes(workload)));
+  RETURN_IF_ERROR(
+      ReserveSampleScratch(SampleScratchBytes(workload.max_samples, workload.vocabulary)));
   std::vector<Products::Shape> shapes;
   for (const ops::Workload::Product& product : workload.products) {
     CHECK(product.weight != nullptr && product.weight->dtype == dtype_);

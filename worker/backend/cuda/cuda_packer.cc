@@ -9,6 +9,7 @@
 #include "worker/backend/cuda/cuda_status.h"
 #include "worker/backend/cuda/staged_upload.h"
 #include "worker/backend/cuda/weight_kernels.h"
+#include "worker/backend/cuda/workspace.h"
 
 namespace polyreme::cuda {
 namespace {
@@ -85,7 +86,7 @@ absl::StatusOr<Weight> CudaPacker::Pack(const WeightSource& source) {
   weight.dtype = dtype_;
   weight.segment_ends = source.segment_ends;
   if (weight.segment_ends.empty()) weight.segment_ends = {source.cols};
-  ASSIGN_OR_RETURN(weight.bytes, allocate_(weight.rows * weight.cols * SizeOf(type_)));
+  ASSIGN_OR_RETURN(weight.bytes, allocate_(PackedWeightBytes(type_, weight.rows, weight.cols)));
   const absl::Status filled = Fill(source, from, static_cast<std::byte*>(weight.bytes.data()));
   // Nothing may still write to the weight when an error frees it.
   const absl::Status finished = CudaStatus(cudaStreamSynchronize(stream_), "filling a weight");

@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = 16;     // positions
-constexpr int kMaxGroup = 8;  // query heads of a kv head
+constexpr int kTile = kDecodeTile;
+constexpr int kMaxGroup = kDecodeMaxGroup;
 constexpr int kMinShare = 8;  // tiles: two for each warp
 constexpr int kPlanThreads = 256;
 constexpr int kMaxBlocks = 1024;
@@ -42,6 +42,10 @@ struct alignas(16) Share {
 struct alignas(16) PlanHeader {
   int tiles_per_share;
 };
+
+static_assert(sizeof(PlanHeader) == kDecodeHeaderBytes && sizeof(Share) == kDecodeShareBytes &&
+                  sizeof(Row) == kDecodeRowBytes,
+              "AttentionParts are of these sizes");
 
 struct Plan {
   PlanHeader* header;
@@ -523,13 +527,6 @@ int ShiftOf(int tiles_per_block) {
 
 }  // namespace
 
-bool DecodeAttentionServes(Element type, Element pool, const Heads& heads, int tokens_per_block) {
-  const int tiles = tokens_per_block / kTile;
-  return type != Element::kF32 && pool == type && (heads.head_dim == 64 || heads.head_dim == 128) &&
-         heads.query_heads <= kMaxGroup * heads.kv_heads && tokens_per_block % kTile == 0 &&
-         tiles > 0 && (tiles & (tiles - 1)) == 0;
-}
-
 cudaError_t DecodeAttentionBlocks(Element type, int head_dim, int* blocks) {
   int per_multiprocessor = 0, multiprocessors = 0;
   cudaError_t error = Attribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
@@ -547,17 +544,6 @@ cudaError_t DecodeAttentionBlocks(Element type, int head_dim, int* blocks) {
   const int per = per_multiprocessor < 1 ? 1 : per_multiprocessor > 2 ? 2 : per_multiprocessor;
   *blocks = per * multiprocessors < kMaxBlocks ? per * multiprocessors : kMaxBlocks;
   return cudaSuccess;
-}
-
-int64_t DecodePlanBytes(int max_rows, int num_blocks) {
-  return static_cast<int64_t>(sizeof(PlanHeader)) + int64_t{num_blocks} * sizeof(Share) +
-         int64_t{max_rows} * sizeof(Row);
-}
-
-int64_t DecodePartialBytes(int max_rows, int num_blocks, const Heads& heads) {
-  const int64_t pieces = int64_t{max_rows} * heads.kv_heads + num_blocks;
-  const int64_t group = heads.query_heads / heads.kv_heads;
-  return pieces * group * (heads.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
 cudaError_t PlanDecode(cudaStream_t stream, const DecodeAttentionArguments& arguments) {

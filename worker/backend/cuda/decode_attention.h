@@ -13,14 +13,8 @@
 
 namespace polyreme::cuda {
 
-// A 16-bit type, the cache of the same; D 64 or 128; up to 8 query heads per kv head; blocks of 16,
-// 32, 64, ... tokens.
-bool DecodeAttentionServes(Element type, Element pool, const Heads& heads, int tokens_per_block);
-
 // Blocks to launch on the current device; prepares the kernel. Not to be called in a capture.
 cudaError_t DecodeAttentionBlocks(Element type, int head_dim, int* blocks);
-int64_t DecodePlanBytes(int max_rows, int num_blocks);
-int64_t DecodePartialBytes(int max_rows, int num_blocks, const Heads& heads);
 
 struct DecodeAttentionArguments {
   Element type = Element::kBF16;
@@ -30,8 +24,8 @@ struct DecodeAttentionArguments {
   const int32_t* rows = nullptr;
   int num_rows = 0;
   int num_blocks = 0;
-  void* plan = nullptr;       // DecodePlanBytes, 16-byte aligned
-  float* partials = nullptr;  // DecodePartialBytes
+  void* plan = nullptr;       // AttentionParts::decode_plan, 16-byte aligned
+  float* partials = nullptr;  // AttentionParts::partials
 };
 
 // Once per step.

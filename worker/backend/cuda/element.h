@@ -8,18 +8,9 @@
 
 #include <cstdint>
 
+#include "worker/backend/cuda/sizes.h"
+
 namespace polyreme::cuda {
-
-enum class Element : uint8_t { kF32, kF16, kBF16 };
-constexpr int64_t SizeOf(Element element) { return element == Element::kF32 ? 4 : 2; }
-
-// As ops::HeadLayout: a fused qkv row is H query heads, then G key heads, then G value heads, of D.
-struct Heads {
-  int query_heads = 0;  // H
-  int kv_heads = 0;     // G
-  int head_dim = 0;     // D
-  int64_t columns() const { return static_cast<int64_t>(query_heads + 2 * kv_heads) * head_dim; }
-};
 
 // The device arrays of a step; see ops::StepBatch. A position of -1 is a padding row: nothing is
 // stored for it, its attention is zeros.

@@ -56,8 +56,6 @@ struct Fa2Workspace {
   void* host_ints = nullptr;
   int64_t int_bytes = 0;
 };
-int64_t Fa2FloatBytes(const Heads& heads, int num_multiprocessors);
-int64_t Fa2IntBytes(int64_t max_tokens, int max_rows, const Heads& heads, int num_multiprocessors);
 FlashInferStatus PlanFa2(cudaStream_t stream, const FlashInferRows& rows, const Heads& heads,
                          const Fa2Workspace& workspace, Fa2Plan* plan);
 FlashInferStatus RunFa2(cudaStream_t stream, const FlashInferRows& rows,
@@ -71,12 +69,9 @@ struct HopperPlan {
   int num_tiles = 0;
   int num_multiprocessors = 0;
 };
-int64_t HopperIntBytes(int64_t max_tokens, int max_rows, const Heads& heads,
-                       int num_multiprocessors);
-// Writes HopperPlanBytes(plan) bytes at host_ints, to be copied to the device.
+// Writes HopperPlanBytes (workspace.h) at host_ints, to be copied to the device.
 HopperPlan PlanHopper(const FlashInferRows& rows, const Heads& heads, int num_multiprocessors,
                       int32_t* host_ints);
-int64_t HopperPlanBytes(const HopperPlan& plan);
 FlashInferStatus RunHopper(cudaStream_t stream, const FlashInferRows& rows,
                            const FlashInferTensors& tensors, const int32_t* device_ints,
                            const HopperPlan& plan);

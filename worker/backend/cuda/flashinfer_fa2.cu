@@ -16,7 +16,6 @@ namespace {
 namespace fi = flashinfer;
 using Variant = fi::DefaultAttention</*use_custom_mask=*/false, /*use_sliding_window=*/false,
                                      /*use_logits_soft_cap=*/false, /*use_alibi=*/false>;
-constexpr int kMaxTile = 128;  // query rows, tokens times heads of a group
 
 template <class T, uint32_t kTile, int kD>
 cudaError_t Launch(cudaStream_t stream, fi::BatchPrefillPagedParams<T, T, T, int32_t>& params,
@@ -81,21 +80,6 @@ FlashInferStatus Run(cudaStream_t stream, const FlashInferRows& rows,
 }
 
 }  // namespace
-
-int64_t Fa2FloatBytes(const Heads& heads, int num_multiprocessors) {
-  // Contexts are split only as long as all pieces fit on the GPU at once, two on a multiprocessor.
-  const int64_t pieces = 2 * num_multiprocessors / heads.kv_heads + 1;
-  return heads.query_heads * pieces * kMaxTile * (heads.head_dim + 1) *
-             static_cast<int64_t>(sizeof(float)) +
-         256;
-}
-
-int64_t Fa2IntBytes(int64_t max_tokens, int max_rows, const Heads& heads, int num_multiprocessors) {
-  const int64_t group = heads.query_heads / heads.kv_heads;
-  const int64_t pieces = (max_tokens * group + 15) / 16 + max_rows + 2 * num_multiprocessors;
-  // Three indices and a flag for each piece, a border for each row, one for each token.
-  return 16 * pieces + 8 * (max_rows + max_tokens) + 1024;
-}
 
 FlashInferStatus PlanFa2(cudaStream_t stream, const FlashInferRows& rows, const Heads& heads,
                          const Fa2Workspace& workspace, Fa2Plan* plan) {

@@ -27,9 +27,8 @@ namespace polyreme::cuda {
 namespace {
 
 namespace fi = flashinfer;
-constexpr int kTile = 128;  // tokens of one head
+constexpr int kTile = kHopperTile;
 constexpr int kHeadDim = 128;
-constexpr int kArrays = 7;  // of the plan, an int for each tile
 
 // Where the plan's arrays lie: the borders of each multiprocessor's tiles, then the arrays.
 struct PlanArrays {
@@ -143,19 +142,6 @@ FlashInferStatus Run(cudaStream_t stream, const FlashInferRows& rows,
 }
 
 }  // namespace
-
-int64_t HopperPlanBytes(const HopperPlan& plan) {
-  return (int64_t{kArrays} * plan.num_tiles + plan.num_multiprocessors + 1) *
-         static_cast<int64_t>(sizeof(int32_t));
-}
-
-int64_t HopperIntBytes(int64_t max_tokens, int max_rows, const Heads& heads,
-                       int num_multiprocessors) {
-  HopperPlan plan;
-  plan.num_tiles = static_cast<int>((max_tokens / kTile + max_rows) * heads.query_heads);
-  plan.num_multiprocessors = num_multiprocessors;
-  return HopperPlanBytes(plan);
-}
 
 HopperPlan PlanHopper(const FlashInferRows& rows, const Heads& heads, int num_multiprocessors,
                       int32_t* host_ints) {

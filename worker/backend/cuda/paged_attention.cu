@@ -383,12 +383,6 @@ int PagedAttentionSplits(int num_tokens, const Heads& heads, int num_multiproces
   return splits < 1 ? 1 : splits > kMaxSplits ? kMaxSplits : splits;
 }
 
-int64_t PagedAttentionWorkspaceBytes(const Heads& heads, int num_multiprocessors) {
-  const int64_t group = heads.query_heads / heads.kv_heads;
-  return int64_t{4} * num_multiprocessors * group * (heads.head_dim + 2) *
-         static_cast<int64_t>(sizeof(float));
-}
-
 cudaError_t PagedAttention(cudaStream_t stream, const PagedAttentionArguments& arguments) {
   const Heads& heads = arguments.heads;
   if (arguments.step.num_tokens == 0) return cudaSuccess;

@@ -23,14 +23,13 @@ struct PagedAttentionArguments {
   int skip_begin = 0;
   int skip_end = 0;
   // Above 1 the context is cut into as many pieces, for steps whose rows are one token each.
-  // PagedAttentionSplits gives what workspace of PagedAttentionWorkspaceBytes is enough for.
+  // PagedAttentionSplits gives what workspace of AttentionParts::partials is enough for.
   int num_splits = 1;
   float* workspace = nullptr;
 };
 
 // Depends on the number of tokens only, so that a recorded step fits each replay.
 int PagedAttentionSplits(int num_tokens, const Heads& heads, int num_multiprocessors);
-int64_t PagedAttentionWorkspaceBytes(const Heads& heads, int num_multiprocessors);
 cudaError_t PagedAttention(cudaStream_t stream, const PagedAttentionArguments& arguments);
 
 // The blocks of some of the step's rows one after the other, as FlashInfer wants them: those of

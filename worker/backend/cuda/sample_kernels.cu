@@ -4,13 +4,6 @@
 
 namespace polyreme::cuda {
 
-int64_t SampleScratchBytes(int num_samples, int vocabulary) {
-  if (num_samples <= 0 || vocabulary <= 0) return 0;
-  int64_t bytes = 0;
-  sampling::LayOut(num_samples, vocabulary, nullptr, &bytes);
-  return bytes;
-}
-
 cudaError_t Sample(cudaStream_t stream, const SampleArguments& arguments) {
   if (arguments.num_samples <= 0) return cudaSuccess;
   if (arguments.vocabulary <= 0 || arguments.vocabulary > sampling::kMaxVocabulary) {

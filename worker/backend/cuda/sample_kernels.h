@@ -4,11 +4,10 @@
 
 #include "worker/backend/cuda/element.h"
 #include "worker/backend/cuda/sample_arguments.h"
+#include "worker/backend/cuda/sample_scratch.h"
 
 namespace polyreme::cuda {
 
-// Exact.
-int64_t SampleScratchBytes(int num_samples, int vocabulary);
 // cudaErrorInvalidValue for a vocabulary above 2^20.
 cudaError_t Sample(cudaStream_t stream, const SampleArguments& arguments);
 

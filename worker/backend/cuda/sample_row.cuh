@@ -4,10 +4,10 @@
 #include "worker/backend/cuda/sample_arguments.h"
 #include "worker/backend/cuda/sample_block.cuh"
 #include "worker/backend/cuda/sample_math.h"
+#include "worker/backend/cuda/sample_scratch.h"
 
 namespace polyreme::cuda::sampling {
 
-constexpr int kMaxListed = 2048;  // a power of two
 constexpr int kMaxBlocks = 32;    // of a row: a warp looks at all of them at once
 
 // Of one block's part of a row: the treated row's first in rank, the raw row's largest.
