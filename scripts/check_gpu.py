@@ -298,6 +298,8 @@ def fill(bench, job, layout, words):
     report.info("full", f"{layout}: ready in {job.ready_seconds:.1f} s; cache of {min(cached or [0])} tokens, context {room}")
     for line in re.findall(r"ready: rank .*", job.output()):
         report.info("full", f"{layout}: {line}")
+    off = [float(n) for n in re.findall(r"ready: rank .*predicted .*: ([+-][\d.]+) %", job.output())]
+    report.judge(off and max(map(abs, off)) <= 2, "full", f"{layout}: memory as predicted within 2 %: off by {off} %")
     before, ours = bench.gpu_mib(), bench.process_mib(job)
     work = [("long prompt", [longest, 1, 1])] + [("sequence", [2048 // scale, 1, 1])] * 256 + [("n=16", [8192 // scale, 16, 1])]
     draw, started = random.Random(6), time.monotonic()

@@ -26,9 +26,10 @@ block() {
   cat <<TEXT
 # Sizing: IQuest-Coder-V1-40B on five machines
 
-Output of \`polyreme plan\`, written by \`scripts/make_sizing.sh\`; a test keeps it so. Memory is worked out by the code that workers allocate by
-(\`decisions/0017\`). Speeds are "at most" by the rooflines; "expected" is a roofline times the share measured on a GPU of the family (\`benchmarks/h200.md\`),
-"predicted" the same share where no GPU of the family was measured. Published tables beside the arithmetic: \`sizing-published.md\`.
+Output of \`polyreme plan\`, written by \`scripts/make_sizing.sh\`; a test keeps it so. Memory is worked out by the code that workers
+allocate by (\`decisions/0017-one-formula.md\`). Speeds are "at most" by the rooflines; "expected" is a roofline times the share measured
+on a GPU of the family (\`benchmarks/h200.md\`), "predicted" the same share where no GPU of the family was measured. Published tables
+beside the arithmetic: \`sizing-published.md\`.
 
 ## 2 x A100-80G, TP2
 
@@ -60,9 +61,10 @@ TEXT
   cat <<TEXT
 # Published tables of this model beside the arithmetic
 
-Written by \`scripts/make_sizing.sh\` from \`sizing-published.json\`: each figure, what arithmetic allows on the GPU that its maker describes, whether it is
-possible, and why not. Nothing is taken off the maker's figures: a run that reached them would need every byte and every multiplication at full rate.
-"No" is so for either of two reasons: the figure itself lies beyond the bound, or the run it is of cannot be held by the GPU at all.
+Written by \`scripts/make_sizing.sh\` from \`sizing-published.json\`: each figure, what arithmetic allows on the GPU that its maker
+describes, whether it is possible, and why not. Nothing is taken off the maker's figures: a run that reached them would need every byte
+and every multiplication at full rate. "No" is so for either of two reasons: the figure itself lies beyond the bound, or the run it is
+of cannot be held by the GPU at all.
 
 TEXT
   "$polyreme" plan "$model" --claims docs/sizing-published.json

@@ -165,7 +165,7 @@ std::string ScriptText(const Figure& figure, const Options& options) {
   const bool bars = figure.kind == Figure::Kind::kStackedBars;
   std::string text = fmt::format(
       "# gnuplot {}.gp\nset encoding utf8\nset title {} noenhanced\nset xlabel {} noenhanced\n"
-      "set ylabel {} noenhanced\nset key outside right noenhanced\nset grid\nset style fill solid "
+      "set ylabel {} noenhanced\nset key below noenhanced\nset grid\nset style fill solid "
       "0.8 border -1\nset datafile missing 'NaN'\n",
       figure.name, Quoted(figure.title), Quoted(figure.x_label), Quoted(figure.y_label));
   if (figure.log_x) text += "set logscale x 2\n";

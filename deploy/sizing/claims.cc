@@ -126,8 +126,11 @@ class Judge {
     if (claim_.kind != Claim::Kind::kSecondsPerToken && claim_.kind != Claim::Kind::kCache &&
         needed > there) {
       judgement.possible = false;
-      judgement.why += fmt::format(
-          "; and weights with this cache are {:.1f} GiB, the GPU has {:.1f}", needed, there);
+      judgement.why +=
+          claim_.kind == Claim::Kind::kMemory
+              ? fmt::format("; the GPU has {:.1f}", there)
+              : fmt::format("; and weights with this cache are {:.1f} GiB, the GPU has {:.1f}",
+                            needed, there);
     }
     return judgement;
   }

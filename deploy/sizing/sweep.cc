@@ -87,8 +87,8 @@ plot::Figure DecodeFigure(const std::string& model, const SweepRow& row) {
                              FlagsOf(s.shards, s.stages));
   figure.x_label = "sequences";
   figure.y_label = "tok/s of all";
-  figure.log_x = true;
-  for (const int64_t context : kContexts) {
+  figure.log_x = figure.log_y = true;
+  for (const int64_t context : {2048, 8192, 32768}) {
     plot::Series most{.title = fmt::format("{}, at most", Tokens(context)),
                       .x = {},
                       .y = {},

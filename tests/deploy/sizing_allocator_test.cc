@@ -99,11 +99,11 @@ TEST_P(Allocator, OnCpuTakesExactlyWhatWasPlanned) {
 INSTANTIATE_TEST_SUITE_P(Launches, Allocator,
                          testing::Combine(testing::Range(0, 3), testing::Range(0, 6),
                                           testing::Range(0, 2)),
-                         [](const auto& info) {
-                           const Layout& layout = kLayouts[std::get<1>(info.param)];
+                         [](const auto& test) {
+                           const Layout& layout = kLayouts[std::get<1>(test.param)];
                            return fmt::format("{}Tp{}Pp{}Limits{}",
-                                              kModels[std::get<0>(info.param)].name, layout.shards,
-                                              layout.stages, std::get<2>(info.param));
+                                              kModels[std::get<0>(test.param)].name, layout.shards,
+                                              layout.stages, std::get<2>(test.param));
                          });
 
 }  // namespace

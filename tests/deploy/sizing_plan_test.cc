@@ -12,6 +12,7 @@
 #include "deploy/sizing/report.h"
 #include "deploy/sizing/speed.h"
 #include "deploy/sizing/sweep.h"
+#include "deploy/sizing/table.h"
 
 namespace polyreme::sizing {
 namespace {
@@ -105,7 +106,9 @@ TEST(Plan, OfMoreRanksNeverNeedsMoreOnAnyRank) {
         EXPECT_LE(most_weights, weights + (stages ? 0 : padding)) << i << " ranks " << ranks;
         EXPECT_LE(most_kv, kv) << i << " ranks " << ranks;
         // The head's logits of all shards are gathered on each: one copy more.
-        if (stages) EXPECT_LE(most_step, step) << i << " ranks " << ranks;
+        if (stages) {
+          EXPECT_LE(most_step, step) << i << " ranks " << ranks;
+        }
       }
       weights = most_weights, kv = most_kv, step = most_step;
     }
