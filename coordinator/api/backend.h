@@ -28,6 +28,8 @@ class GenerationBackend {
   // As engine::Engine::Submit.
   virtual absl::StatusOr<std::shared_ptr<engine::TokenStream>> Submit(
       engine::GenerateRequest request) = 0;
+  // As engine::Engine::CheckRoom.
+  virtual absl::Status CheckRoom() const { return absl::OkStatus(); }
   virtual engine::EngineHealth health() const = 0;
 };
 
@@ -39,6 +41,7 @@ class EngineBackend final : public GenerationBackend {
       engine::GenerateRequest request) override {
     return engine_.Submit(std::move(request));
   }
+  absl::Status CheckRoom() const override { return engine_.CheckRoom(); }
   engine::EngineHealth health() const override { return engine_.health(); }
 
  private:

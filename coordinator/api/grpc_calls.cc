@@ -23,6 +23,7 @@ void GenerateCall::Start(const absl::Status& refusal) {
   if (!refusal.ok()) return End(refusal);
   if (!fits)
     return End(ResourceExhausted("expected at most {} calls at once", limits::kMaxGrpcCalls));
+  if (const absl::Status room = work_.context.backend.CheckRoom(); !room.ok()) return End(room);
   const absl::Status queued =
       work_.context.pool.TryRun([self = shared_from_this()] { self->ParseAndSubmit(); });
   if (queued.ok()) return;

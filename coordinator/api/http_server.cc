@@ -263,7 +263,8 @@ void Connection::Dispatch() {
 }
 
 void Connection::BeginAnswer(HttpResponse& response, BodyFraming framing) {
-  if (shared_->stopping || framing == BodyFraming::kClose) keeps_alive_ = false;
+  const bool is_last = shared_->stopping || shared_->draining || framing == BodyFraming::kClose;
+  if (is_last) keeps_alive_ = false;
   response.headers.push_back({"Date", HttpDate()});
   if (!request_id_.empty()) response.headers.push_back({"X-Request-Id", request_id_});
   shared_->hooks.count(route_, response.code);
@@ -471,6 +472,7 @@ class HttpServer::Impl {
   }
 
   absl::Status Start();
+  void Drain() { shared_->draining = true; }
   void Stop(absl::Time deadline);
   int32_t bound_port() const { return bound_port_; }
 
@@ -590,6 +592,9 @@ HttpServer::~HttpServer() {
 }
 int32_t HttpServer::bound_port() const {
   return impl_->bound_port();
+}
+void HttpServer::Drain() {
+  impl_->Drain();
 }
 void HttpServer::Stop(absl::Time deadline) {
   impl_->Stop(deadline);

@@ -73,6 +73,8 @@ class HttpServer {
   ~HttpServer();  // as Stop without patience
 
   int32_t bound_port() const;
+  // From now on each answer is the last one of its connection, and says so. Any thread.
+  void Drain();
   // Accepts no more, closes idle connections, lets answers end until `deadline`, then cuts what is
   // left. Idempotent.
   void Stop(absl::Time deadline);

@@ -17,6 +17,7 @@ struct HttpShared {
   HttpServerOptions options;
   HttpServer::Hooks hooks;
   std::atomic<bool> stopping{false};
+  std::atomic<bool> draining{false};
   std::atomic<int64_t> body_bytes{0};
 
   std::mutex mutex;

@@ -141,6 +141,7 @@ absl::StatusOr<GenerationCall> ParseCompletion(const Json& body, const std::stri
   GenerationCall call{.face = Face::kCompletion};
   engine::GenerateRequest common = StartFromDefaults(request_id, context);
   RETURN_IF_ERROR(ReadCommonFields(fields, call, common));
+  RETURN_IF_ERROR(ReadTimeout(fields, context.clock, common));
   common.max_tokens = kCompletionMaxTokens;
   RETURN_IF_ERROR(fields.Read("max_tokens", common.max_tokens));
   RETURN_IF_ERROR(fields.Read("logprobs", call.num_top_logprobs));
@@ -168,6 +169,7 @@ absl::StatusOr<GenerationCall> ParseChat(const Json& body, const std::string& re
   GenerationCall call{.face = Face::kChat};
   engine::GenerateRequest common = StartFromDefaults(request_id, context);
   RETURN_IF_ERROR(ReadCommonFields(fields, call, common));
+  RETURN_IF_ERROR(ReadTimeout(fields, context.clock, common));
   bool logprobs = false;
   int32_t num_top = 0;
   RETURN_IF_ERROR(fields.Read("logprobs", logprobs));

@@ -47,6 +47,10 @@ absl::StatusOr<Json> ParseBody(const HttpRequest& request) {
 
 Handler Generates(const ApiContext& context, Parse parse) {
   return [&context, parse](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+    // Who cannot be taken is told before anybody reads what he asks for.
+    if (const absl::Status room = context.backend.CheckRoom(); !room.ok()) {
+      return responder->Send(ErrorResponse(room));
+    }
     RunOnPool(context, std::move(request), std::move(responder),
               [&context, parse](const HttpRequest& carried,
                                 std::shared_ptr<HttpResponder> answer) -> absl::Status {

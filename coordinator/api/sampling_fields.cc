@@ -10,6 +10,8 @@ namespace {
 
 using engine::GenerateRequest;
 
+constexpr int32_t kMaxTimeoutSeconds = 7 * 24 * 3600;
+
 using Target = std::variant<int32_t GenerateRequest::*, double GenerateRequest::*,
                             bool GenerateRequest::*, std::vector<TokenId> GenerateRequest::*,
                             std::vector<std::string> GenerateRequest::*,
@@ -114,6 +116,19 @@ absl::Status ReadStreaming(const Fields& fields, GenerationCall& call) {
 }
 
 }  // namespace
+
+absl::Status ReadTimeout(const Fields& fields, const Clock& clock, GenerateRequest& request) {
+  const Json* value = fields.Find("timeout");
+  if (value == nullptr) return absl::OkStatus();
+  double seconds = 0;
+  RETURN_IF_ERROR(fields.Read("timeout", seconds));
+  if (!(seconds > 0 && seconds <= kMaxTimeoutSeconds)) {
+    return WrongValue("timeout", fmt::format("seconds above 0, at most {}", kMaxTimeoutSeconds),
+                      *value);
+  }
+  request.deadline = clock.Now() + absl::Seconds(seconds);
+  return absl::OkStatus();
+}
 
 absl::Status RefuseUnsupported(const Fields& fields) {
   for (const Refusal& refusal : Refusals()) {

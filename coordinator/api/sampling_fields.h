@@ -10,6 +10,10 @@ namespace polyreme::api {
 absl::Status ReadCommonFields(const Fields& fields, GenerationCall& call,
                               engine::GenerateRequest& request);
 
+// `timeout`, in seconds from now: this server's own field. Sets the request's deadline.
+absl::Status ReadTimeout(const Fields& fields, const Clock& clock,
+                         engine::GenerateRequest& request);
+
 // Refuses known fields whose value would change the answer and that this server does not have.
 absl::Status RefuseUnsupported(const Fields& fields);
 

@@ -57,6 +57,8 @@ class PublicServer::Impl {
     return absl::OkStatus();
   }
 
+  void Drain() { http_->Drain(); }
+
   void Stop(absl::Time deadline) {
     if (grpc_ != nullptr) grpc_->Stop(deadline);
     if (http_ != nullptr) http_->Stop(deadline);
@@ -89,6 +91,9 @@ int32_t PublicServer::bound_port() const {
 }
 int32_t PublicServer::bound_grpc_port() const {
   return impl_->grpc_port();
+}
+void PublicServer::Drain() {
+  impl_->Drain();
 }
 void PublicServer::Stop(absl::Time deadline) {
   impl_->Stop(deadline);

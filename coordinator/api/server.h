@@ -47,6 +47,9 @@ class PublicServer {
 
   int32_t bound_port() const;
   int32_t bound_grpc_port() const;  // 0 without gRPC
+  // Still answers, but asks clients to leave: HTTP connections close behind their answer. Any
+  // thread.
+  void Drain();
   // Accepts no more, lets answers end until `deadline`, then cuts the rest. Idempotent; any thread.
   void Stop(absl::Time deadline);
 

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "coordinator/engine/deadline_keeper.h"
 #include "coordinator/engine/engine_core.h"
 #include "coordinator/engine/metrics.h"
 #include "parallel/base/bounded_queue.h"
@@ -45,9 +46,11 @@ class Engine::Impl {
 
     const std::lock_guard lock(mutex_);
     if (absl::Status s = CheckServing(); !s.ok()) return Refuse(s, "unavailable");
+    if (request.deadline <= clock_.Now()) return Refuse(DeadlinePassed(), "deadline");
     const int32_t num_choices = request.n;
     const int32_t num_queued = signals_->num_queued.load();
-    if (num_queued > options_.max_waiting - num_choices) {
+    // More choices than may wait can only come when nobody waits.
+    if (num_queued > 0 && num_queued > options_.max_waiting - num_choices) {
       return Refuse(ResourceExhausted("{} of at most {} sequences are waiting, and {} more came",
                                       num_queued, options_.max_waiting, num_choices),
                     "full");
@@ -56,6 +59,7 @@ class Engine::Impl {
         std::make_shared<TokenStream>(options_.stream_capacity + kPiecesPerChoice * num_choices,
                                       [signals = signals_] { ++signals->num_cancels; });
     signals_->num_queued += num_choices;
+    const absl::Time deadline = request.deadline;
     absl::Status sent =
         mailbox_.TryPush({std::move(request), *std::move(stops), stream, clock_.Now()});
     if (!sent.ok()) {
@@ -63,7 +67,21 @@ class Engine::Impl {
       return Refuse(sent, "full");
     }
     ++num_submitted_;
+    if (deadline < absl::InfiniteFuture()) deadlines_.Watch(deadline, stream);
     return stream;
+  }
+
+  absl::Status CheckRoom() const {
+    {
+      const std::lock_guard lock(mutex_);
+      RETURN_IF_ERROR(CheckServing());
+    }
+    const int32_t num_queued = signals_->num_queued.load();
+    if (num_queued < options_.max_waiting) return absl::OkStatus();
+    metrics_.RequestReceived();
+    return Refuse(ResourceExhausted("{} of at most {} sequences are waiting", num_queued,
+                                    options_.max_waiting),
+                  "full");
   }
 
   void Drain(absl::Time deadline) {
@@ -156,7 +174,7 @@ class Engine::Impl {
     return Unavailable("the engine has stopped");
   }
 
-  absl::Status Refuse(absl::Status why, const char* reason) {
+  absl::Status Refuse(absl::Status why, const char* reason) const {
     metrics_.RequestRefused(reason);
     return why;
   }
@@ -251,6 +269,7 @@ class Engine::Impl {
   int64_t num_taken_ = 0;               // engine thread
   std::atomic<bool> gives_up_ = false;  // the time to drain is over
   BoundedQueue<Submission> mailbox_;
+  DeadlineKeeper deadlines_{clock_};
   std::atomic<Epoch> epoch_ = options_.epoch;
   std::thread thread_;
 
@@ -274,6 +293,9 @@ void Engine::Start() {
 }
 absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerateRequest request) {
   return impl_->Submit(std::move(request));
+}
+absl::Status Engine::CheckRoom() const {
+  return impl_->CheckRoom();
 }
 void Engine::Drain(absl::Time deadline) {
   impl_->Drain(deadline);

@@ -61,7 +61,11 @@ class Engine {
   void Start();
   // Validates and queues. InvalidArgument; ResourceExhausted when the mailbox or the waiting list
   // is full (429, at once); Unavailable while draining or after a failure. Any thread.
+  // DeadlineExceeded when the deadline has passed already.
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerateRequest request);
+  // What Submit would say to any request now: ResourceExhausted, Unavailable or ok. So cheap that
+  // it can be asked before a request is even read. Any thread.
+  absl::Status CheckRoom() const;
   // Stops admitting; what runs may finish until `deadline`, the rest ends with Unavailable. Returns
   // when the engine is idle or at the deadline. Any thread.
   void Drain(absl::Time deadline);

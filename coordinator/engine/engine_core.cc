@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/engine/deadline_keeper.h"
+
 namespace polyreme::engine {
 namespace {
 
@@ -29,8 +31,9 @@ sched::SchedulerLimits EngineCore::LimitsOf(const EngineOptions& options) {
   limits.max_num_seqs = options.max_num_seqs;
   limits.enable_prefix_caching = options.enable_prefix_caching;
   limits.max_num_batched_tokens = options.max_num_batched_tokens;
-  // Submit counts those that never ran; preempted ones wait beside them.
-  limits.max_waiting = options.max_waiting + options.max_num_seqs;
+  // Submit counts those that never ran, or lets in one request's choices; preempted ones wait
+  // beside them.
+  limits.max_waiting = std::max(options.max_waiting, options.max_num_seqs) + options.max_num_seqs;
   return limits;
 }
 
@@ -124,7 +127,7 @@ void EngineCore::DropCancelled() {
 void EngineCore::DropExpired(absl::Time now) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     Request& request = *requests_.at(deadlines_.begin()->second);
-    EndRequest(request, DeadlineExceeded("the request's deadline passed"), "abort");
+    EndRequest(request, DeadlinePassed(), "deadline");
   }
 }
 

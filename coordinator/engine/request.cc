@@ -127,6 +127,12 @@ absl::Status CheckLogprobs(const char* field, int32_t value, const ModelLimits& 
 }  // namespace
 
 absl::Status Validate(const GenerateRequest& request, const ModelLimits& limits) {
+  if (request.priority != 0 && !limits.allows_priority) {
+    return InvalidArgument(
+        "priority: expected 0, since this server was not started with --scheduling-policy "
+        "priority, got {}",
+        request.priority);
+  }
   RETURN_IF_ERROR(CheckLogprobs("logprobs", request.logprobs, limits));
   RETURN_IF_ERROR(CheckLogprobs("prompt_logprobs", request.prompt_logprobs, limits));
   RETURN_IF_ERROR(CheckLengths(request, limits));

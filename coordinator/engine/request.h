@@ -23,6 +23,7 @@ struct ModelLimits {
   std::vector<TokenId> eos_tokens;
   int32_t max_choices = 0;  // n
   int32_t max_logprobs = 0;
+  bool allows_priority = false;  // --scheduling-policy priority: requests may have one but 0
 };
 
 // A prompt and how to continue it. Field names and meanings are OpenAI's and vLLM's.
@@ -52,7 +53,8 @@ struct GenerateRequest {
   int32_t logprobs = -1;         // -1: none; k: of each drawn token and of the k most likely
   int32_t prompt_logprobs = -1;  // the same for prompt tokens
 
-  int32_t priority = 0;  // lower runs earlier
+  int32_t priority = 0;  // lower runs earlier, and is preempted later
+  // Then it ends with DeadlineExceeded wherever it is, and what it holds is free within a step.
   absl::Time deadline = absl::InfiniteFuture();
 };
 

@@ -55,8 +55,8 @@ class TokenStream {
 
   // Engine. False: full or cancelled; the engine then cancels the generation.
   bool Push(OutputPiece piece);
-  // Engine. ok: all choices finished. Otherwise the reason that ended everything. The first call
-  // counts.
+  // Engine, and who watches its deadline. ok: all choices finished. Otherwise the reason that ended
+  // everything. The first call counts.
   void Close(absl::Status why);
 
   // Consumer. The next piece; nullopt: closed ok and drained; the close status otherwise;
@@ -68,9 +68,9 @@ class TokenStream {
     absl::StatusOr<std::optional<OutputPiece>> piece = std::optional<OutputPiece>();
   };
   Polled Poll();
-  // `notify` is called whenever something becomes readable, from the engine thread, and at once if
-  // something is. It must not block or call this stream. When SetNotify returns, the one set before
-  // is not running and never runs again.
+  // `notify` is called whenever something becomes readable, from the writer's thread, and at once
+  // if something is. It must not block or call this stream. When SetNotify returns, the one set
+  // before is not running and never runs again.
   void SetNotify(std::function<void()> notify);
   // Consumer is gone; any thread. The engine frees the generation's blocks within one step.
   void Cancel();

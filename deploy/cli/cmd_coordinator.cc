@@ -40,6 +40,9 @@ namespace {
 
 // Long enough for workers to hear why they end, short enough for the agent's own patience.
 constexpr absl::Duration kStopPatience = absl::Seconds(3);
+// Of the time that a drain is given, for all that comes behind the last token.
+constexpr absl::Duration kLastWords = absl::Seconds(2);
+constexpr absl::Duration kLeastLastWords = absl::Milliseconds(200);
 // How often the main thread looks whether it was signalled while it waits for the engine to fail.
 constexpr absl::Duration kLook = absl::Milliseconds(100);
 // For the ports of a coordinator that was lost to be free again: somebody's connection on its way
@@ -116,6 +119,7 @@ absl::StatusOr<ModelFiles> ReadModelFiles(const ServeConfig& config) {
   limits.eos_tokens = files.spec.eos_tokens;
   limits.max_choices = std::min(limits::kMaxChoices, config.max_num_seqs);
   limits.max_logprobs = limits::kMaxLogprobs;
+  limits.allows_priority = config.scheduling_policy == "priority";
   if (config.served_names.size() > 1) {
     files.info.other_names.assign(config.served_names.begin() + 1, config.served_names.end());
   }
@@ -246,8 +250,11 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   options.epoch = cluster.epoch();
   options.stages = config.pipeline_parallel_size;
   options.max_num_seqs = config.max_num_seqs;
+  options.max_waiting = config.max_num_queued_reqs;
   options.enable_prefix_caching = config.enable_prefix_caching;
   options.max_num_batched_tokens = config.max_num_batched_tokens;
+  const absl::Duration last_words = std::min(kLastWords, config.shutdown_timeout / 2);
+  options.stop_patience = std::min(options.stop_patience, last_words / 2);
   const SystemClock clock;
   engine::Metrics metrics(files.info.limits.model_name, config.vllm_metrics
                                                             ? engine::Metrics::Names::kOwnAndVllm
@@ -293,9 +300,14 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
   // Workers first: their collectives wait for the lost one until they are told.
   if (!failure.ok()) cluster.Stop(failure, MonotonicNow() + kStopPatience);
   if (failure.ok()) {
+    const absl::Time end = MonotonicNow() + config.shutdown_timeout;
     LogInfo("stopping: no new requests; what runs may finish within {}",
-            absl::FormatDuration(config.shutdown_timeout));
-    engine.Drain(MonotonicNow() + config.shutdown_timeout);
+            absl::FormatDuration(config.shutdown_timeout - last_words));
+    server->Drain();
+    engine.Drain(end - last_words);
+    // Its streams end with an error before their connections are cut.
+    engine.Stop();
+    server->Stop(std::max(end - last_words / 2, MonotonicNow() + kLeastLastWords));
   }
   server->Stop(MonotonicNow() + kStopPatience);
   engine.Stop();

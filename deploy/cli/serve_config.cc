@@ -105,6 +105,14 @@ void AddCacheFlags(FlagSet& flags, ServeConfig& c) {
               c.enable_prefix_caching = false;
               return absl::OkStatus();
             });
+  flags.Add({"--scheduling-policy"}, "POLICY",
+            "fcfs (first come, first served), or priority: by the requests' field `priority`, "
+            "lower ones first and preempted last, then by arrival",
+            SetOneOf(&c.scheduling_policy, {"fcfs", "priority"}));
+  flags.Add({"--max-num-queued-reqs"}, "N",
+            "waiting requests, choices counted one by one; one more is refused at once with 429 "
+            "(default 4096)",
+            SetInt(&c.max_num_queued_reqs, 1, limits::kMaxWaitingSequences));
   flags.Add({"--attention-backend"}, "NAME", "on a GPU: auto, flashinfer or own",
             SetOneOf(&c.attention_backend, {"auto", "flashinfer", "own"}));
   flags.Add({"--enforce-eager"}, "", "on a GPU: record no steps, launch each kernel anew",
@@ -130,7 +138,9 @@ void AddLaunchFlags(FlagSet& flags, ServeConfig& c) {
             SetString(&c.job_token_file));
   flags.Add({"--join-timeout"}, "SECONDS", "how long to wait for all ranks (default 120)",
             SetSeconds(&c.join_timeout));
-  flags.Add({"--shutdown-timeout"}, "SECONDS", "how long SIGTERM lets requests finish (default 30)",
+  flags.Add({"--shutdown-timeout"}, "SECONDS",
+            "from SIGTERM to the end: requests may finish until 2 seconds before it, or half of a "
+            "shorter one (default 30)",
             SetSeconds(&c.shutdown_timeout));
   flags.Add({"--max-restarts"}, "N",
             "how often lost workers are replaced within --restart-window before the launch ends "

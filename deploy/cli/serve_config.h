@@ -47,6 +47,8 @@ struct ServeConfig {
   int32_t max_num_seqs = 256;
   int32_t max_num_batched_tokens = 0;  // 0: by the device, see SettleDevice
   bool enable_prefix_caching = true;
+  std::string scheduling_policy = "fcfs";                      // or priority
+  int32_t max_num_queued_reqs = limits::kMaxWaitingSequences;  // that have not begun to run
   double gpu_memory_utilization = 0.92;
   std::string attention_backend = "auto";
   bool enforce_eager = false;

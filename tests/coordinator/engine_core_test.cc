@@ -234,6 +234,31 @@ TEST(EngineCore, ADeadlineEndsARequestWhereverItIs) {
   EXPECT_EQ(h.core->num_free_blocks(), 64);
 }
 
+TEST(EngineCore, ARequestThatNeverRanEndsAtItsDeadlineAndTheOneThatHoldsItsPlaceGoesOn) {
+  EngineOptions options = SmallEngine();
+  options.max_num_seqs = 1;
+  CoreHarness h(options);
+  h.link.Say('x', std::string(50, 'a'));
+  const auto first = h.Submit(Ask('x', 9, 50));
+  GenerateRequest request = Ask('x', 9, 50);
+  request.deadline = h.clock.now + absl::Seconds(5);
+  const auto second = h.Submit(request);
+  ASSERT_TRUE(h.core->RunOnce().ok());
+  EXPECT_EQ(h.core->num_waiting(), 1);
+  h.clock.now += absl::Seconds(5);
+  ASSERT_TRUE(h.core->RunOnce().ok());
+  Received got;
+  ReadNow(*second, got);
+  EXPECT_EQ(got.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(got.tokens.empty());
+  EXPECT_EQ(h.core->num_waiting(), 0);
+  h.RunToEnd();
+  Received whole;
+  ReadNow(*first, whole);
+  EXPECT_EQ(whole.tokens.size(), 50u);
+  EXPECT_TRUE(whole.status.ok());
+}
+
 TEST(EngineCore, ALostWorkerIsAnErrorOfTheRoundAndRewindGoesOnWithoutAMark) {
   CoreHarness h;
   h.link.Say('x', "hello world");

@@ -180,6 +180,57 @@ TEST_F(EngineTest, StopClosesStreamsAlsoWhenAWorkerHangs) {
   EXPECT_TRUE(engine_->WaitUntilFailed(Soon()).ok()) << "to be stopped is no failure";
 }
 
+// The engine thread waits in a step that does not end; clients hear of their deadlines all the
+// same.
+TEST_F(EngineTest, DeadlinesAreToldAlsoWhenAWorkerHangs) {
+  link_.HoldAt(StepId{2});
+  engine_->Start();
+  GenerateRequest request = Ask('l', 3, 50);
+  request.deadline = MonotonicNow() + absl::Milliseconds(300);
+  const auto running = MustSubmit(request);
+  link_.WaitUntilHeld();
+  const auto queued = MustSubmit(request);
+  EXPECT_EQ(ReadAll(*running).status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(ReadAll(*queued).status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_GE(MonotonicNow(), request.deadline);
+  link_.Release();
+  EXPECT_EQ(ReadAll(*MustSubmit(Ask('x', 3, 20))).text, "hello");
+  EXPECT_EQ(engine_->Submit(request).status().code(), absl::StatusCode::kDeadlineExceeded);
+  engine_->Drain(Soon());
+  EXPECT_EQ(engine_->health().num_running, 0);
+}
+
+TEST_F(EngineTest, CheckRoomSaysWhatSubmitWould) {
+  EXPECT_EQ(engine_->CheckRoom().code(), absl::StatusCode::kUnavailable);
+  link_.HoldAt(StepId{1});
+  engine_->Start();
+  EXPECT_TRUE(engine_->CheckRoom().ok());
+  std::vector<std::shared_ptr<TokenStream>> streams = {MustSubmit(Ask('l', 3, 50))};
+  link_.WaitUntilHeld();
+  while (engine_->CheckRoom().ok()) streams.push_back(MustSubmit(Ask('l', 3, 50)));
+  EXPECT_EQ(engine_->CheckRoom().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(engine_->Submit(Ask('l', 3, 50)).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(streams.size(), 1u + static_cast<size_t>(SmallEngine().max_waiting));
+  link_.Release();
+}
+
+class ShortQueueTest : public EngineTest {
+ protected:
+  static EngineOptions Options() {
+    EngineOptions options = SmallEngine();
+    options.max_waiting = 2;
+    return options;
+  }
+  ShortQueueTest() : EngineTest(Options()) {}
+};
+
+TEST_F(ShortQueueTest, MoreChoicesThanMayWaitAreTakenWhenNobodyWaits) {
+  engine_->Start();
+  GenerateRequest request = Ask('x', 3, 20);
+  request.n = 8;
+  EXPECT_EQ(ReadAll(*MustSubmit(request)).pieces.size() > 0, true);
+}
+
 TEST_F(EngineTest, CancelFreesTheBlocksWhileOthersRun) {
   engine_->Start();
   const auto stream = MustSubmit(Ask('l', 3, 50));

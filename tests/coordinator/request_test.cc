@@ -42,6 +42,17 @@ struct Case {
 
 class ValidateTest : public ::testing::TestWithParam<Case> {};
 
+TEST(Validate, APriorityIsRefusedUnlessThePolicySaysSo) {
+  GenerateRequest request = Good();
+  request.priority = -3;
+  EXPECT_EQ(Message(Validate(request, Model())),
+            "priority: expected 0, since this server was not started with --scheduling-policy "
+            "priority, got -3");
+  ModelLimits model = Model();
+  model.allows_priority = true;
+  EXPECT_TRUE(Validate(request, model).ok());
+}
+
 TEST_P(ValidateTest, SaysWhatWasExpectedAndWhatCame) {
   GenerateRequest request = Good();
   GetParam().change(request);

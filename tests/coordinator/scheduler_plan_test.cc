@@ -127,6 +127,31 @@ TEST(SchedulerPlan, LowerPriorityNumbersRunFirst) {
   EXPECT_THAT(order, ElementsAre(SequenceId{2}, SequenceId{3}, SequenceId{1}));
 }
 
+// 1 needs a block when none is free. 2 came last among equals, but 3, who came between them, counts
+// less.
+TEST(SchedulerPlan, TheHighestPriorityNumberGivesWayFirstThenTheYoungest) {
+  for (const int32_t priority : {0, 5}) {
+    SchedulerLimits limits = SmallLimits();
+    limits.step.num_blocks = 6;
+    SchedulerHarness h(limits);
+    ASSERT_TRUE(h.Add(1, 3, 7).ok());
+    SequenceOptions between = h.Options(3, 3, 7);
+    between.priority = priority;
+    ASSERT_TRUE(h.Add(std::move(between)).ok());
+    ASSERT_TRUE(h.Add(2, 3, 7).ok());
+    EXPECT_EQ(h.Plan().opened.size(), 3u);
+    h.Commit();
+    std::vector<SequenceId> opened_again;
+    while (h.scheduler.num_running() + h.scheduler.num_waiting() > 0) {
+      for (const step::SlotOpen& opened : h.Plan().opened) opened_again.push_back(opened.sequence);
+      h.Commit();
+    }
+    ASSERT_GE(h.scheduler.num_preemptions(), 1);
+    ASSERT_FALSE(opened_again.empty());
+    EXPECT_EQ(opened_again[0], SequenceId{priority == 0 ? 2 : 3});
+  }
+}
+
 TEST(SchedulerPlan, ASlotAndItsBlocksGoToTheNextInTheVeryPlanThatClosesIt) {
   SchedulerLimits limits = SmallLimits();
   limits.max_num_seqs = 1;

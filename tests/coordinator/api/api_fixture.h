@@ -59,7 +59,10 @@ class ScriptedBackend final : public GenerationBackend {
   bool HasNone() const { return submitted_.size() == 0; }
   bool WaitUntilCancelled() { return cancelled_.Pop(MonotonicNow() + absl::Seconds(10)).ok(); }
 
+  absl::Status CheckRoom() const override { return room; }
+
   absl::Status refusal;  // set before requests come
+  absl::Status room;     // the same
 
  private:
   BoundedQueue<Submitted> submitted_{1024};

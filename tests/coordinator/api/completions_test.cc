@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "coordinator/engine/deadline_keeper.h"
 #include "tests/coordinator/api/api_fixture.h"
 
 namespace polyreme::api {
@@ -265,6 +266,11 @@ std::vector<BadField> BadSampling() {
       {R"({"prompt":"a","logit_bias":{"x":1}})", "logit_bias", "\"x\""},
       {R"({"prompt":"a","logit_bias":[1]})", "logit_bias", "got an array"},
       {R"({"prompt":"a","seed":1.5})", "seed", "got 1.5"},
+      {R"({"prompt":"a","priority":1})", "priority", "--scheduling-policy priority, got 1"},
+      {R"({"prompt":"a","timeout":0})", "timeout", "expected seconds above 0, at most 604800"},
+      {R"({"prompt":"a","timeout":-1.5})", "timeout", "got -1.5"},
+      {R"({"prompt":"a","timeout":"5"})", "timeout", "got \"5\""},
+      {R"({"prompt":"a","timeout":1e9})", "timeout", "at most 604800"},
   };
 }
 
@@ -343,6 +349,30 @@ TEST_F(CompletionsTest, RefusesAtOnceWhenTheEngineIsFullOrEnding) {
       Exchange(port_, PostJson("/v1/completions", R"({"prompt":"a","stream":true})"));
   EXPECT_EQ(draining.code, 503);
   EXPECT_EQ(draining.Header("content-type"), "application/json");
+}
+
+TEST_F(CompletionsTest, ATimeoutIsADeadlineFromNowOn) {
+  Start();
+  RawClient client(port_);
+  const absl::Time begin = clock_.Now();
+  client.Send(PostJson("/v1/completions", R"({"prompt":"a","timeout":2.5})"));
+  auto [request, stream] = backend_.Next();
+  EXPECT_GE(request.deadline, begin + absl::Seconds(2.5));
+  EXPECT_LE(request.deadline, clock_.Now() + absl::Seconds(2.5));
+  stream->Close(engine::DeadlinePassed());
+  const auto [code, body] = Parsed(client.Read());
+  EXPECT_EQ(code, 504);
+  EXPECT_EQ(Member(body, "error.type"), Json("TimeoutError"));
+  EXPECT_NE(Member(body, "error.message").as_string().find("deadline passed"), std::string::npos);
+}
+
+TEST_F(CompletionsTest, WhoCannotBeTakenIsToldBeforeHisRequestIsRead) {
+  backend_.room = ResourceExhausted("8 of at most 8 sequences are waiting");
+  Start();
+  const auto response = Exchange(port_, PostJson("/v1/completions", "{ no JSON at all"));
+  EXPECT_EQ(response.code, 429);
+  EXPECT_EQ(response.Header("retry-after"), "1");
+  EXPECT_TRUE(backend_.HasNone());
 }
 
 TEST_F(CompletionsTest, CancelsWhatAClientLeavesBehind) {

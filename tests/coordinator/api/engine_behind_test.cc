@@ -111,5 +111,29 @@ TEST_F(EngineBehindTest, TellsThatItDrains) {
   EXPECT_EQ(refused.Header("retry-after"), "1");
 }
 
+TEST_F(EngineBehindTest, ADrainIsTheEndOfEachConnection) {
+  RawClient client(port_);
+  client.Send(Get("/health"));
+  ASSERT_EQ(client.Read()->code, 200);
+  server_->Drain();
+  engine_.Drain(MonotonicNow() + absl::Seconds(10));
+  client.Send(PostJson("/v1/completions", R"({"prompt":"a"})"));
+  const std::optional<RawResponse> refused = client.Read();
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->code, 503);
+  EXPECT_EQ(refused->Header("connection"), "close");
+  EXPECT_TRUE(client.IsClosedByPeer());
+}
+
+TEST_F(EngineBehindTest, ARequestEndsAtItsTimeoutWithATypedError) {
+  const auto [code, body] = Post(
+      "/v1/completions", R"({"prompt":"a","max_tokens":150,"ignore_eos":true,"timeout":1e-6})");
+  EXPECT_EQ(code, 504);
+  EXPECT_EQ(Member(body, "error.type"), Json("TimeoutError"));
+  // What it held is free: the same again runs to its end.
+  EXPECT_EQ(Post("/v1/completions", R"({"prompt":"a","max_tokens":150,"ignore_eos":true})").first,
+            200);
+}
+
 }  // namespace
 }  // namespace polyreme::api

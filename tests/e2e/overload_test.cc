@@ -1,0 +1,237 @@
+// More than the cluster can do: who is taken is served as fast as ever, everybody else is told at
+// once, and who does not read harms nobody.
+//
+// Also the tool that measured docs/benchmarks/overload.md: POLYREME_OVERLOAD_SECONDS sets how long
+// each phase takes (default 4).
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel/base/clock.h"
+#include "tests/coordinator/api/raw_client.h"
+#include "tests/e2e/launched_cluster.h"
+
+namespace polyreme::e2e {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kRunning = 8;   // --max-num-seqs
+constexpr int kQueued = 16;   // --max-num-queued-reqs
+constexpr int kTokens = 48;   // of each answer
+constexpr int kClients = 64;  // threads of the open loop
+constexpr double kOverload = 5;
+
+absl::Duration PhaseLength() {
+  const char* const text = std::getenv("POLYREME_OVERLOAD_SECONDS");
+  return absl::Seconds(text == nullptr ? 4 : std::max(1, std::atoi(text)));
+}
+
+std::string Request(int64_t i) {
+  return api::PostJson("/v1/completions",
+                       fmt::format(R"({{"prompt":"def f{}(","max_tokens":{},"ignore_eos":true,)"
+                                   R"("temperature":0}})",
+                                   i, kTokens));
+}
+
+void WaitUntil(absl::Time time) {
+  for (absl::Duration left; (left = time - MonotonicNow()) > absl::ZeroDuration();) {
+    poll(nullptr, 0, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
+  }
+}
+
+struct Tally {
+  std::mutex mutex;
+  std::map<int32_t, int64_t> codes;     // of every answer
+  std::vector<double> refused_ms;       // how long a refusal took
+  std::vector<double> served_ms;        // and an answer
+  int64_t num_in_time = 0;              // answers within the phase
+  int64_t num_without_retry_after = 0;  // refusals that do not say when to come back
+
+  void Add(const api::RawResponse& response, absl::Duration took, bool in_time) {
+    const std::lock_guard lock(mutex);
+    ++codes[response.code];
+    const double ms = absl::ToDoubleMilliseconds(took);
+    if (response.code == 200) {
+      served_ms.push_back(ms);
+      num_in_time += in_time ? 1 : 0;
+    } else {
+      refused_ms.push_back(ms);
+      num_without_retry_after += response.Header("retry-after").empty() ? 1 : 0;
+    }
+  }
+};
+
+double Percentile(std::vector<double> values, double part) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(part * static_cast<double>(values.size() - 1))];
+}
+
+// Requests per second that as many clients as there are places get done, each one after another.
+double PeakRate(int32_t port, absl::Duration length) {
+  Tally tally;
+  std::vector<std::thread> clients;
+  const absl::Time end = MonotonicNow() + length;
+  for (int c = 0; c < 2 * kRunning; ++c) {
+    clients.emplace_back([&, c] {
+      for (int64_t i = c; MonotonicNow() < end; i += 1000) {
+        const absl::Time begin = MonotonicNow();
+        const api::RawResponse response = api::Exchange(port, Request(i));
+        tally.Add(response, MonotonicNow() - begin, MonotonicNow() < end);
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(tally.codes.size(), 1u);
+  return static_cast<double>(tally.num_in_time) / absl::ToDoubleSeconds(length);
+}
+
+// Requests come at `rate` whatever happens to them. Who is refused comes back at once, twice.
+void RunOpenLoop(int32_t port, double rate, absl::Duration length, Tally& tally) {
+  constexpr int kTries = 3;
+  std::atomic<int64_t> next{0};
+  const absl::Time start = MonotonicNow(), end = start + length;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&] {
+      while (true) {
+        const int64_t i = next++;
+        const absl::Time arrival = start + absl::Seconds(static_cast<double>(i) / rate);
+        if (arrival >= end) return;
+        WaitUntil(arrival);
+        for (int t = 0; t < kTries; ++t) {
+          const absl::Time begin = MonotonicNow();
+          const api::RawResponse response = api::Exchange(port, Request(i));
+          tally.Add(response, MonotonicNow() - begin, MonotonicNow() < end);
+          if (response.code != 429) break;
+        }
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+}
+
+TEST(Overload, GoodputHoldsAndRefusalsComeAtOnce) {
+  Cluster cluster = StartCluster({}, {"--max-num-seqs", std::to_string(kRunning),
+                                      "--max-num-queued-reqs", std::to_string(kQueued)});
+  ASSERT_NE(cluster.port, 0);
+  PeakRate(cluster.port, absl::Seconds(1));  // warm
+  const double before = PeakRate(cluster.port, PhaseLength());
+  ASSERT_GT(before, 0);
+  Tally tally;
+  RunOpenLoop(cluster.port, kOverload * before, PhaseLength(), tally);
+  const double after = PeakRate(cluster.port, PhaseLength());
+
+  const double goodput =
+      static_cast<double>(tally.num_in_time) / absl::ToDoubleSeconds(PhaseLength());
+  // Other work on the machine comes and goes: the slower of both is what it can do now.
+  const double peak = std::min(before, after);
+  std::printf(
+      "peak %.1f req/s before, %.1f after; at %.0f x: goodput %.1f req/s (%.2f of the peak), %zu "
+      "served, p50 %.0f ms, p99 %.0f ms; %zu refused, p50 %.1f ms, p99 %.1f ms, most %.1f ms\n",
+      before, after, kOverload, goodput, goodput / peak, tally.served_ms.size(),
+      Percentile(tally.served_ms, 0.5), Percentile(tally.served_ms, 0.99), tally.refused_ms.size(),
+      Percentile(tally.refused_ms, 0.5), Percentile(tally.refused_ms, 0.99),
+      Percentile(tally.refused_ms, 1));
+  for (const auto& [code, count] : tally.codes) {
+    EXPECT_TRUE(code == 200 || code == 429) << count << " answers of code " << code;
+  }
+  EXPECT_GT(tally.codes[429], 0) << "this was no overload";
+  EXPECT_EQ(tally.num_without_retry_after, 0);
+  EXPECT_GE(goodput, 0.6 * peak);
+  EXPECT_EQ(cluster.Stop(), 0) << cluster.program->output();
+}
+
+// A client with the smallest buffer there is, that asks for a long stream and reads nothing of it.
+class DeafClient {
+ public:
+  DeafClient(int32_t port, const std::string& request) {
+    fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int bytes = 1;
+    setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(write(fd_, request.data(), request.size()), std::ssize(request));
+  }
+  ~DeafClient() { close(fd_); }
+
+ private:
+  int fd_ = -1;
+};
+
+int64_t ResidentBytes(pid_t pid) {
+  std::ifstream in(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with("VmRSS:")) return std::atoll(line.c_str() + 6) * 1024;
+  }
+  ADD_FAILURE() << "no resident size of " << pid;
+  return 0;
+}
+
+int64_t Gauge(const Cluster& cluster, const std::string& name) {
+  const std::string text = cluster.Get("/metrics");
+  const size_t at = text.find(name + "{model_name=\"demo-model\"} ");
+  if (at == std::string::npos) return -1;
+  return std::atoll(text.c_str() + text.find("} ", at) + 2);
+}
+
+TEST(Overload, ClientsThatDoNotReadBoundTheirOwnMemoryAndHarmNobody) {
+  constexpr int kDeaf = 24;
+  Cluster cluster = StartCluster({}, {"--max-num-seqs", "32"});
+  ASSERT_NE(cluster.port, 0);
+  const Json ask = Json::MakeObject(
+      {{"prompt", "def f("}, {"max_tokens", 64}, {"ignore_eos", true}, {"temperature", 0}});
+  const Json want = cluster.Post("/v1/completions", ask);
+  const std::vector<pid_t> coordinators = cluster.program->Descendants("polyreme coordinator");
+  ASSERT_EQ(coordinators.size(), 1u);
+  const int64_t before = ResidentBytes(coordinators[0]);
+  {
+    std::vector<std::unique_ptr<DeafClient>> deaf;
+    for (int i = 0; i < kDeaf; ++i) {
+      deaf.push_back(std::make_unique<DeafClient>(
+          cluster.port,
+          api::PostJson("/v1/completions", R"({"prompt":"x","max_tokens":1500,"ignore_eos":true,)"
+                                           R"("stream":true,"logprobs":5})")));
+    }
+    // A normal client beside them, again and again until all of their tokens are there.
+    int64_t most = 0;
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(120);
+    int64_t running = -1;
+    bool have_run = false;
+    while (!(have_run && running == 0) && MonotonicNow() < deadline) {
+      const Json got = cluster.Post("/v1/completions", ask);
+      EXPECT_EQ(got.Find("choices")->Dump(), want.Find("choices")->Dump());
+      most = std::max(most, ResidentBytes(coordinators[0]) - before);
+      running = Gauge(cluster, "polyreme_num_requests_running");
+      have_run |= running >= kDeaf / 2;
+    }
+    EXPECT_TRUE(have_run);
+    EXPECT_EQ(running, 0) << "who does not read holds his place";
+    std::printf("%d clients that read nothing: %.2f MiB each\n", kDeaf,
+                static_cast<double>(most) / kDeaf / 0x1p20);
+    EXPECT_LE(most, int64_t{kDeaf} * (6 << 20));
+  }
+  EXPECT_THAT(cluster.Get("/health"), HasSubstr("ok"));
+  EXPECT_EQ(cluster.Stop(), 0) << cluster.program->output();
+}
+
+}  // namespace
+}  // namespace polyreme::e2e
