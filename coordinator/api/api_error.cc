@@ -12,9 +12,10 @@ namespace {
 constexpr std::string_view kInternalMessage = "internal error; the server's log says more";
 
 constexpr std::pair<int32_t, std::string_view> kTypes[] = {
-    {401, "AuthenticationError"},     {403, "PermissionDeniedError"}, {404, "NotFoundError"},
-    {408, "RequestTimeoutError"},     {429, "RateLimitError"},        {501, "NotImplementedError"},
-    {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
+    {401, "AuthenticationError"}, {403, "PermissionDeniedError"}, {404, "NotFoundError"},
+    {408, "RequestTimeoutError"}, {409, "ConflictError"},         {422, "UnprocessableEntityError"},
+    {429, "RateLimitError"},      {501, "NotImplementedError"},   {503, "ServiceUnavailableError"},
+    {504, "TimeoutError"},
 };
 
 std::string_view TypeOf(int32_t code) {

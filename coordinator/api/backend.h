@@ -20,6 +20,7 @@ class Tokenizer;
 
 namespace polyreme::api {
 
+class IdempotencyStore;
 class TaskPool;
 
 class GenerationBackend {
@@ -65,6 +66,7 @@ struct ApiContext {
   engine::Metrics& metrics;
   const Clock& clock;
   TaskPool& pool;
+  IdempotencyStore& idempotency;
 };
 
 }  // namespace polyreme::api

@@ -8,6 +8,7 @@
 #include "coordinator/api/chat_prompt.h"
 #include "coordinator/api/fields.h"
 #include "coordinator/api/generation.h"
+#include "coordinator/api/idempotency.h"
 #include "coordinator/api/openai_json.h"
 #include "coordinator/api/openai_request.h"
 #include "coordinator/api/task_pool.h"
@@ -45,6 +46,14 @@ absl::StatusOr<Json> ParseBody(const HttpRequest& request) {
   return body;
 }
 
+absl::Status Generate(const ApiContext& context, Parse parse, const HttpRequest& request,
+                      std::shared_ptr<HttpResponder> responder) {
+  ASSIGN_OR_RETURN(const Json body, ParseBody(request));
+  ASSIGN_OR_RETURN(GenerationCall call, parse(body, request.id, context));
+  RunGeneration(context, std::move(call), request.id, std::move(responder));
+  return absl::OkStatus();
+}
+
 Handler Generates(const ApiContext& context, Parse parse) {
   return [&context, parse](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     // Who cannot be taken is told before anybody reads what he asks for.
@@ -53,11 +62,13 @@ Handler Generates(const ApiContext& context, Parse parse) {
     }
     RunOnPool(context, std::move(request), std::move(responder),
               [&context, parse](const HttpRequest& carried,
-                                std::shared_ptr<HttpResponder> answer) -> absl::Status {
-                ASSIGN_OR_RETURN(const Json body, ParseBody(carried));
-                ASSIGN_OR_RETURN(GenerationCall call, parse(body, carried.id, context));
-                RunGeneration(context, std::move(call), carried.id, std::move(answer));
-                return absl::OkStatus();
+                                const std::shared_ptr<HttpResponder>& client) -> absl::Status {
+                const auto answer = context.idempotency.Admit(carried, client);
+                if (answer == nullptr) return absl::OkStatus();
+                absl::Status started = Generate(context, parse, carried, answer);
+                // Others may wait for it under the same key.
+                if (!started.ok() && answer != client) answer->Send(ErrorResponse(started));
+                return started;
               });
   };
 }

@@ -26,6 +26,7 @@ class PublicServer::Impl {
   Impl(const PublicServerOptions& options, const PublicServerParts& parts)
       : model_(parts.model),
         keys_(options.api_keys),
+        idempotency_(options.idempotency, parts.clock),
         pool_(options.num_tokenizer_threads, options.max_waiting_to_tokenize),
         context_{.backend = parts.backend,
                  .tokenizer = parts.tokenizer,
@@ -33,7 +34,8 @@ class PublicServer::Impl {
                  .model = model_,
                  .metrics = parts.metrics,
                  .clock = parts.clock,
-                 .pool = pool_},
+                 .pool = pool_,
+                 .idempotency = idempotency_},
         router_(AllRoutes(context_), keys_) {}
 
   ~Impl() {
@@ -70,6 +72,7 @@ class PublicServer::Impl {
  private:
   const ModelInfo model_;
   const ApiKeys keys_;
+  IdempotencyStore idempotency_;  // outlives the pool, whose tasks use it
   TaskPool pool_;
   const ApiContext context_;
   const Router router_;

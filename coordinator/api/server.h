@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "coordinator/api/backend.h"
 #include "coordinator/api/http_server.h"
+#include "coordinator/api/idempotency.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::api {
@@ -25,6 +26,7 @@ struct PublicServerOptions {
   std::vector<std::string> api_keys;  // none: open, which only a loopback address should be
   int32_t num_tokenizer_threads = 2;
   int32_t max_waiting_to_tokenize = 256;  // one more is answered 429
+  IdempotencyOptions idempotency;
 };
 
 // Borrowed by the server and outliving it, but for the model's description, which is copied.

@@ -93,6 +93,13 @@ inline constexpr absl::Duration kHttpIdleDeadline = absl::Seconds(75);
 inline constexpr absl::Duration kHttpWriteDeadline = absl::Seconds(60);
 inline constexpr absl::Duration kHttpLingerDeadline = absl::Seconds(2);
 
+// Answers kept under an Idempotency-Key.
+inline constexpr int64_t kMaxIdempotencyKeyBytes = 255;
+inline constexpr int32_t kMaxIdempotencyKeys = 4096;
+inline constexpr int64_t kMaxKeptAnswerBytes = int64_t{64} << 20;
+inline constexpr int64_t kMaxKeptAnswersBytes = int64_t{256} << 20;
+inline constexpr absl::Duration kIdempotencyTtl = absl::Minutes(10);
+
 // Waits inside the cluster.
 inline constexpr absl::Duration kStepPatience = absl::Seconds(120);
 inline constexpr absl::Duration kCollectivePatience = absl::Seconds(120);

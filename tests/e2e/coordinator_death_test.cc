@@ -190,6 +190,30 @@ TEST_F(CoordinatorDeath, UnderMpirunTheOtherAgentsNeedNoWord) {
   EXPECT_EQ(cluster_.program->WaitForExit(absl::Seconds(20)), 0) << log();
 }
 
+TEST_F(CoordinatorDeath, AKeyRunsItsRequestAgainAndIsAnsweredTheSame) {
+  ASSERT_NO_FATAL_FAILURE(Start({}, {"-tp", "2"}, 2));
+  const auto ask = [&] {
+    return api::Exchange(cluster_.port, api::PostJson("/v1/completions",
+                                                      Request(40, R"("temperature":0.9,"seed":3)"),
+                                                      "Idempotency-Key: k\r\n"));
+  };
+  const auto text_of = [](const api::RawResponse& response) {
+    const absl::StatusOr<Json> body = Json::Parse(response.body);
+    const Json* const choices = body.ok() ? body->Find("choices") : nullptr;
+    return choices == nullptr ? response.body : choices->Dump();
+  };
+  const api::RawResponse first = ask();
+  const api::RawResponse replayed = ask();
+  EXPECT_EQ(replayed.Header("idempotent-replayed"), "true");
+  EXPECT_EQ(replayed.body, first.body);
+  Kill(CoordinatorOf(cluster_));
+  ExpectIncarnation(cluster_, 2);
+  const api::RawResponse again = ask();
+  EXPECT_EQ(again.Header("idempotent-replayed"), "") << "what was kept is gone";
+  EXPECT_EQ(text_of(again), text_of(first));
+  EXPECT_EQ(cluster_.Stop(), 0) << log();
+}
+
 TEST_F(CoordinatorDeath, OneThatStandsStillIsKilledAndReplaced) {
   ASSERT_NO_FATAL_FAILURE(Start({}, {"-tp", "2"}, 2));
   const pid_t pid = CoordinatorOf(cluster_);

@@ -1,5 +1,6 @@
 // Bodies of the public faces. First byte: which one (completions, chat, gRPC's Generate). Whatever
 // is accepted is valid for the engine.
+#include "coordinator/api/idempotency.h"
 #include "coordinator/api/openai_request.h"
 #include "coordinator/api/proto_request.h"
 #include "coordinator/api/task_pool.h"
@@ -41,7 +42,8 @@ struct World {
   engine::Metrics metrics{"tiny", engine::Metrics::Names::kOwn};
   SystemClock clock;
   TaskPool pool{1, 1};
-  ApiContext context{backend, *tokenizer, &chat, model, metrics, clock, pool};
+  IdempotencyStore idempotency{{}, clock};
+  ApiContext context{backend, *tokenizer, &chat, model, metrics, clock, pool, idempotency};
 };
 
 void CheckRequest(const engine::GenerateRequest& request, const World& world) {
