@@ -5,7 +5,8 @@
 #     sections   checks devices ops step throughput transformers (all, in this order; layouts tp1, and with two GPUs tp2, pp2);
 #                only when asked for: sanitizer, memcheck, racecheck and initcheck over the ops; logits, the siblings'
 #                log-probabilities against Transformers' (30 GB of scratch in TMPDIR); cluster,
-#                scripts/check_gpu.py, the whole program end to end (about 8 minutes; CLUSTER_CHECKS: which of its checks)
+#                scripts/check_gpu.py, the whole program end to end (about 8 minutes; CLUSTER_CHECKS: which of its checks);
+#                sweep, `polyreme bench sweep` of each layout into OUT/sweep-* (hours; SWEEP_FLAGS: less of it)
 #     --model    folder of a config.json; weights are made up (default: the 40B shape's)
 #     --program  polyreme (default: beside this script, then build/cuda-release, then build/cuda)
 #     --tests    folder of GPU test binaries (default: tests of the bundle, or those named in scripts/gpu_tests.txt)
@@ -23,7 +24,7 @@ while [ $# -gt 0 ]; do
     --program) program=$2; shift ;;
     --tests) tests=$2; shift ;;
     --limit) limit=$2; shift ;;
-    -h|--help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h|--help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "unknown argument $1; see --help" >&2; exit 2 ;;
     *) out=$1 ;;
   esac
@@ -121,6 +122,14 @@ for section in step throughput; do
     measure "$section-${layout%%:*}" "$program" bench "$section" "$model" "${model_flags[@]}" "${flags[@]}" "${sizes[@]}"
   done
 done
+if wanted sweep; then
+  for layout in "${layouts[@]}"; do
+    read -ra flags <<<"${layout#*:}"
+    read -ra more <<<"${SWEEP_FLAGS:-}"
+    limit=$((limit > 14400 ? limit : 14400)) measure "sweep-${layout%%:*}" "$program" bench sweep "$model" --device cuda \
+      --load-format dummy --ignore-eos "${flags[@]}" "${more[@]}" --output "$out/sweep-${layout%%:*}"
+  done
+fi
 has_transformers() { python3 -c 'import torch, transformers' 2>/dev/null; }
 if wanted logits && has_transformers; then
   scratch=$(mktemp -d)

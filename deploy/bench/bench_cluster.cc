@@ -33,15 +33,21 @@ absl::StatusOr<Ceilings> MeasureFor(const ClusterOptions& options, double weight
 
 }  // namespace
 
-absl::StatusOr<ClusterFacts> GatherFacts(const ClusterOptions& options) {
+absl::StatusOr<ClusterFacts> FactsWith(const ClusterOptions& options, Ceilings ceilings) {
   ASSIGN_OR_RETURN(plan::ModelSpec spec, plan::ReadModelSpec(options.model));
   const Roofline roofline(spec, WeightBytes(options, spec), CacheBytes(options));
-  ASSIGN_OR_RETURN(Ceilings ceilings, MeasureFor(options, roofline.weight_bytes()));
   std::string title =
       fmt::format("{}{}, tp{}pp{}, {}{}\n", ceilings.description, options.model,
                   options.layout.shards, options.layout.stages, options.device,
                   options.format == weights::LoadFormat::kDummy ? ", random weights" : "");
   return ClusterFacts{std::move(spec), std::move(ceilings), roofline, std::move(title)};
+}
+
+absl::StatusOr<ClusterFacts> GatherFacts(const ClusterOptions& options) {
+  ASSIGN_OR_RETURN(const plan::ModelSpec spec, plan::ReadModelSpec(options.model));
+  const Roofline roofline(spec, WeightBytes(options, spec), CacheBytes(options));
+  ASSIGN_OR_RETURN(Ceilings ceilings, MeasureFor(options, roofline.weight_bytes()));
+  return FactsWith(options, std::move(ceilings));
 }
 
 absl::StatusOr<std::unique_ptr<RankThreads>> StartRanks(const ClusterOptions& options,

@@ -45,6 +45,8 @@ struct ClusterFacts {
   std::string title;  // the ceilings' description, and a line that says what is measured
 };
 absl::StatusOr<ClusterFacts> GatherFacts(const ClusterOptions& options);
+// The same with ceilings that were measured already, by another process on this machine.
+absl::StatusOr<ClusterFacts> FactsWith(const ClusterOptions& options, Ceilings ceilings);
 
 // Workers that are ready for steps as `limits` allow.
 absl::StatusOr<std::unique_ptr<RankThreads>> StartRanks(const ClusterOptions& options,

@@ -257,7 +257,8 @@ double CopyMicroseconds(int64_t num_bytes) {
 
 }  // namespace
 
-absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::string* table) {
+absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::string* table,
+                                 TextTable* rows) {
   if (options.num_sequences < 1 || options.num_steps < 1) {
     return InvalidArgument("expected at least one sequence and one step, got {} and {}",
                            options.num_sequences, options.num_steps);
@@ -280,6 +281,16 @@ absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::st
         Quantile(t.commit, 0.5), Quantile(t.whole, 0.5), Quantile(t.whole, 0.99),
         Quantile(rounds, 0.5), Quantile(rounds, 0.99), t.plan_bytes, CopyMicroseconds(t.plan_bytes),
         t.heap_bytes_per_step);
+    if (rows == nullptr) continue;
+    rows->columns = {
+        {"context", 0},      {"plan_us", 1},     {"encode_us", 1},          {"decode_us", 1},
+        {"commit_us", 1},    {"step_p50_us", 1}, {"step_p99_us", 1},        {"round_p50_us", 1},
+        {"round_p99_us", 1}, {"plan_bytes", 0},  {"heap_bytes_per_step", 1}};
+    rows->rows.push_back({fmt::format("context {}", context), Quantile(t.plan, 0.5),
+                          Quantile(t.encode, 0.5), Quantile(t.decode, 0.5), Quantile(t.commit, 0.5),
+                          Quantile(t.whole, 0.5), Quantile(t.whole, 0.99), Quantile(rounds, 0.5),
+                          Quantile(rounds, 0.99), static_cast<double>(t.plan_bytes),
+                          t.heap_bytes_per_step});
   }
   *table +=
       "\nround: the engine's whole round (plan, commit, text, stop strings, streams, metrics) "

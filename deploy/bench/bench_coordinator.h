@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "deploy/bench/text_table.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::bench {
@@ -18,7 +19,8 @@ struct BenchCoordinatorOptions {
 // For each context: microseconds of a step's parts (Plan; the plan to bytes; the result from bytes;
 // Commit) and of the engine's whole round with text, stops, streams and metrics; the plan's bytes,
 // the time that merely copying them takes on this machine, and the bytes by which the heap grew per
-// step. InvalidArgument for sizes that are not positive.
-absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::string* table);
+// step. *rows, if not null, gets the same figures. InvalidArgument for sizes that are not positive.
+absl::Status RunBenchCoordinator(const BenchCoordinatorOptions& options, std::string* table,
+                                 TextTable* rows = nullptr);
 
 }  // namespace polyreme::bench

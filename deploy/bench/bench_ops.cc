@@ -69,6 +69,7 @@ class OpsBench {
         weight_type_(on_gpu_ ? options.backend.dtype : model_.dtype) {}
 
   absl::Status Run(std::string* table);
+  const TextTable& rows() const { return rows_; }
 
  private:
   // A weight several times over.
@@ -113,6 +114,9 @@ class OpsBench {
   std::vector<int32_t> slots_, begins_, firsts_, table_, positions_, token_rows_;
   int32_t num_recordings_ = 0;
   std::string text_;
+  TextTable rows_{
+      .columns = {{"op", 0}, {"us", 1}, {"gb_per_s", 2}, {"gflop_per_s", 1}, {"share_percent", 0}},
+      .rows = {}};
 };
 
 uint16_t HalfBits(DType dtype, float value) {
@@ -160,6 +164,9 @@ void OpsBench::AddLine(const std::string& name, int64_t tokens, double seconds, 
                        seconds * 1e6, cost.bytes / seconds / 1e9, cost.operations / seconds / 1e9,
                        by_bytes ? "memory" : ceilings_.operations,
                        100 * cost.SecondsAtBest(rates) / seconds);
+  rows_.rows.push_back({fmt::format("{}, {} tokens", name, tokens), seconds * 1e6,
+                        cost.bytes / seconds / 1e9, cost.operations / seconds / 1e9,
+                        100 * cost.SecondsAtBest(rates) / seconds});
 }
 
 absl::StatusOr<double> OpsBench::Time(bool may_record, absl::FunctionRef<void(int64_t call)> body) {
@@ -410,7 +417,7 @@ plan::ModelSpec DemoModelSizes() {
   return model;
 }
 
-absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table) {
+absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table, TextTable* rows) {
   RETURN_IF_ERROR(Check(options));
   backend::BackendOptions backend_options = options.backend;
   backend_options.num_threads = options.num_threads;
@@ -425,7 +432,10 @@ absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table) {
                        ? MeasureGpuCeilings(1)
                        : MeasureCpuCeilings(backend->device(), 1, options.num_threads, bytes));
   ASSIGN_OR_RETURN(std::unique_ptr<Lane> lane, backend->device().MakeLane(kScratchBytes));
-  return OpsBench(options, std::move(ceilings), std::move(backend), std::move(lane)).Run(table);
+  OpsBench bench(options, std::move(ceilings), std::move(backend), std::move(lane));
+  RETURN_IF_ERROR(bench.Run(table));
+  if (rows != nullptr) *rows = bench.rows();
+  return absl::OkStatus();
 }
 
 }  // namespace polyreme::bench

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "deploy/bench/text_table.h"
 #include "parallel/base/status.h"
 #include "parallel/plan/model_spec.h"
 #include "worker/backend/backend.h"
@@ -24,8 +25,10 @@ plan::ModelSpec DemoModelSizes();
 
 // Measures the machine's rates, then each product of the model, its attention and its norms at
 // several numbers of tokens. *table gets one line per op with its share of the roofline, max(bytes
-// / read rate, operations / their rate). Medians; some seconds in all. ResourceExhausted when
+// / read rate, operations / their rate). Medians; some seconds in all. *rows,
+// if not null, gets the same figures. ResourceExhausted when
 // memory is short; InvalidArgument for shards that do not divide the sizes.
-absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table);
+absl::Status RunBenchOps(const BenchOpsOptions& options, std::string* table,
+                         TextTable* rows = nullptr);
 
 }  // namespace polyreme::bench

@@ -38,6 +38,8 @@ class StepBench {
         prompt_max_(*std::max_element(options.prompts.begin(), options.prompts.end())),
         decode_tokens_(options.context + options.num_steps + kUnmeasuredSteps + 2) {}
 
+  const TextTable& rows() const { return rows_; }
+
   absl::StatusOr<std::string> Run() {
     RETURN_IF_ERROR(CheckSizes());
     limits_ = LimitsOf();
@@ -129,6 +131,9 @@ class StepBench {
         fmt::format("{:<20} {:>12.1f} {:>12.1f} {:>12.1f} {:>12.1f} {:>6.0f} %\n", what,
                     median * 1e6, Quantile(times, 0.99) * 1e6, static_cast<double>(tokens) / median,
                     best * 1e6, SharePercent(best, median));
+    rows_.rows.push_back({what, static_cast<double>(tokens), median * 1e6,
+                          Quantile(times, 0.99) * 1e6, static_cast<double>(tokens) / median,
+                          best * 1e6, SharePercent(best, median)});
   }
 
   const BenchStepOptions options_;
@@ -139,6 +144,14 @@ class StepBench {
   step::StepLimits limits_;
   std::unique_ptr<RankThreads> ranks_;
   std::string text_;
+  TextTable rows_{.columns = {{"step", 0},
+                              {"tokens", 0},
+                              {"median_us", 1},
+                              {"p99_us", 1},
+                              {"tok_per_s", 1},
+                              {"best_us", 1},
+                              {"share_percent", 0}},
+                  .rows = {}};
 };
 
 absl::Status Check(const BenchStepOptions& options) {
@@ -159,11 +172,13 @@ absl::Status Check(const BenchStepOptions& options) {
 
 }  // namespace
 
-absl::Status RunBenchStep(const BenchStepOptions& asked, std::string* table) {
+absl::Status RunBenchStep(const BenchStepOptions& asked, std::string* table, TextTable* rows) {
   const BenchStepOptions options = WithDefaults(asked);
   RETURN_IF_ERROR(Check(options));
   ASSIGN_OR_RETURN(ClusterFacts facts, GatherFacts(options.cluster));
-  ASSIGN_OR_RETURN(*table, StepBench(options, std::move(facts)).Run());
+  StepBench bench(options, std::move(facts));
+  ASSIGN_OR_RETURN(*table, bench.Run());
+  if (rows != nullptr) *rows = bench.rows();
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "deploy/bench/bench_cluster.h"
+#include "deploy/bench/text_table.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::bench {
@@ -22,7 +23,8 @@ struct BenchStepOptions {
 
 // *table gets the ceilings of this run, then per batch: microseconds of a step (median and 99th
 // percentile), tokens per second, and the step's share of its roofline; then the same of prompts.
-// InvalidArgument for sizes that the model cannot hold.
-absl::Status RunBenchStep(const BenchStepOptions& options, std::string* table);
+// *rows, if not null, the same figures. InvalidArgument for sizes that the model cannot hold.
+absl::Status RunBenchStep(const BenchStepOptions& options, std::string* table,
+                          TextTable* rows = nullptr);
 
 }  // namespace polyreme::bench

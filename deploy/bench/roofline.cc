@@ -32,6 +32,13 @@ double Roofline::PromptProducts(int64_t tokens) const {
   return 2 * linear_ * static_cast<double>(tokens);
 }
 
+Cost Roofline::DecodeCost(int64_t batch, int32_t stages, double context) const {
+  const auto rows = static_cast<double>(batch);
+  const auto rounds = static_cast<double>(std::min<int64_t>(batch, stages));
+  return {rounds * weight_bytes_ + rows * context * cache_bytes_,
+          2 * multiplied_ * rows + rows * context * attention_};
+}
+
 double Roofline::PromptAttention(int64_t tokens) const {
   const auto length = static_cast<double>(tokens);
   return attention_ * length * length / 2;

@@ -61,6 +61,8 @@ class Roofline {
   // dealt into as many micro-batches, each of which reads the weights.
   double DecodeSeconds(const Rates& rates, const Layout& layout, int64_t batch,
                        double context) const;
+  // What such a step reads and multiplies in all, over all ranks.
+  Cost DecodeCost(int64_t batch, int32_t stages, double context) const;
   // A prompt from nothing: 2 operations for each weight and token, and causal attention.
   double PromptOperations(int64_t tokens) const;
   double PromptSeconds(const Rates& rates, const Layout& layout, int64_t tokens) const;

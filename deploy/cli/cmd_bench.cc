@@ -1,5 +1,8 @@
 // `polyreme bench`: each figure beside the roofline measured in the same run.
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -9,9 +12,13 @@
 #include "deploy/bench/bench_score.h"
 #include "deploy/bench/bench_step.h"
 #include "deploy/bench/bench_throughput.h"
+#include "deploy/bench/report.h"
+#include "deploy/bench/text_table.h"
+#include "deploy/cli/bench_target.h"
 #include "deploy/cli/commands.h"
 #include "deploy/cli/device_choice.h"
 #include "deploy/cli/flags.h"
+#include "parallel/base/json.h"
 #include "parallel/plan/model_spec.h"
 
 namespace polyreme::cli {
@@ -19,12 +26,19 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: polyreme bench WHAT [MODEL] [flags]\n\n"
+    "A server from outside (each has its own --help):\n"
+    "  sweep URL|MODEL   250 prompts at concurrencies 1 to 64, in rounds\n"
+    "  serve URL|MODEL   requests by a rate, a trace or a concurrency; goodput\n"
+    "  cold MODEL        from exec to ready to the first token\n"
+    "  compare A B       two results, with their noise\n\n"
+    "Parts of it, in this process:\n"
     "  ops [MODEL]       products, attention and norms of MODEL's sizes (default: the demo "
     "model's)\n"
     "  step MODEL        whole steps: decode at several batches, and prompts\n"
     "  throughput MODEL  many requests at once, through the scheduler, without HTTP\n"
     "  score MODEL       no figure: the log-probabilities of given tokens, to compare with others\n"
-    "  coordinator       one step's planning, wire and commit with workers that answer at once\n\n"
+    "  coordinator       one step's planning, wire and commit with workers that answer at once\n"
+    "  ceilings MODEL    what this machine could do at best, as a line of JSON\n\n"
     "Ranks are threads of this process; on GPUs each has one. Each figure stands beside its\n"
     "roofline, measured in the same run on the same threads or GPUs.";
 
@@ -67,7 +81,13 @@ absl::StatusOr<bench::ClusterOptions> ClusterOf(const BenchConfig& config,
   return cluster;
 }
 
-absl::StatusOr<std::string> BenchOps(const BenchConfig& config, const Arguments& operands) {
+// What a bench prints, and the same as rows; without rows nothing is written.
+struct Printed {
+  std::string text;
+  bench::TextTable rows;
+};
+
+absl::StatusOr<Printed> BenchOps(const BenchConfig& config, const Arguments& operands) {
   bench::BenchOpsOptions options;
   options.model = bench::DemoModelSizes();
   if (operands.size() > 1) {
@@ -78,30 +98,42 @@ absl::StatusOr<std::string> BenchOps(const BenchConfig& config, const Arguments&
   options.backend = config.cluster.backend;
   ASSIGN_OR_RETURN(options.backend.dtype, DTypeOf(config, options.model.dtype));
   options.shards = config.cluster.layout.shards;
-  std::string table;
-  RETURN_IF_ERROR(bench::RunBenchOps(options, &table));
-  return table;
+  Printed printed;
+  RETURN_IF_ERROR(bench::RunBenchOps(options, &printed.text, &printed.rows));
+  return printed;
 }
 
-absl::StatusOr<std::string> BenchStep(const BenchConfig& config, const Arguments& operands) {
+absl::StatusOr<Printed> BenchStep(const BenchConfig& config, const Arguments& operands) {
   bench::BenchStepOptions options = config.step;
   ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
   options.batches.assign(config.batches.begin(), config.batches.end());
   options.prompts.assign(config.prompts.begin(), config.prompts.end());
-  std::string table;
-  RETURN_IF_ERROR(bench::RunBenchStep(options, &table));
-  return table;
+  Printed printed;
+  RETURN_IF_ERROR(bench::RunBenchStep(options, &printed.text, &printed.rows));
+  return printed;
 }
 
-absl::StatusOr<std::string> BenchThroughput(const BenchConfig& config, const Arguments& operands) {
+absl::StatusOr<Printed> BenchThroughput(const BenchConfig& config, const Arguments& operands) {
   bench::BenchThroughputOptions options = config.throughput;
   ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
-  std::string table;
-  RETURN_IF_ERROR(bench::RunBenchThroughput(options, &table, nullptr));
-  return table;
+  Printed printed;
+  bench::ThroughputResult result;
+  RETURN_IF_ERROR(bench::RunBenchThroughput(options, &printed.text, &result));
+  const auto output = static_cast<double>(result.output_tokens);
+  printed.rows.columns = {{"load", 0},
+                          {"seconds", 1},
+                          {"output_tok_per_s", 1},
+                          {"total_tok_per_s", 1},
+                          {"preemptions", 0}};
+  printed.rows.rows = {{fmt::format("{} x ({} + {})", options.num_prompts, options.input_tokens,
+                                    options.output_tokens),
+                        result.seconds, output / result.seconds,
+                        (output + static_cast<double>(result.prompt_tokens)) / result.seconds,
+                        static_cast<double>(result.preemptions)}};
+  return printed;
 }
 
-absl::StatusOr<std::string> BenchScore(const BenchConfig& config, const Arguments& operands) {
+absl::StatusOr<Printed> BenchScore(const BenchConfig& config, const Arguments& operands) {
   bench::BenchScoreOptions options;
   ASSIGN_OR_RETURN(options.cluster, ClusterOf(config, operands));
   options.input = config.input;
@@ -109,30 +141,73 @@ absl::StatusOr<std::string> BenchScore(const BenchConfig& config, const Argument
   if (options.input.empty() || options.output.empty()) {
     return InvalidArgument("bench score needs --input and --output");
   }
-  std::string text;
-  RETURN_IF_ERROR(bench::RunBenchScore(options, &text));
-  return text;
+  Printed printed;
+  RETURN_IF_ERROR(bench::RunBenchScore(options, &printed.text));
+  return printed;
 }
 
-absl::StatusOr<std::string> BenchCoordinator(const BenchConfig& config, const Arguments&) {
+absl::StatusOr<Printed> BenchCoordinator(const BenchConfig& config, const Arguments&) {
   bench::BenchCoordinatorOptions options;
   options.num_sequences = config.num_sequences;
-  std::string table;
-  RETURN_IF_ERROR(bench::RunBenchCoordinator(options, &table));
-  return table;
+  Printed printed;
+  RETURN_IF_ERROR(bench::RunBenchCoordinator(options, &printed.text, &printed.rows));
+  return printed;
+}
+
+absl::StatusOr<Printed> BenchCeilings(const BenchConfig& config, const Arguments& operands) {
+  ASSIGN_OR_RETURN(const bench::ClusterOptions cluster, ClusterOf(config, operands));
+  ASSIGN_OR_RETURN(const bench::ClusterFacts facts, bench::GatherFacts(cluster));
+  const Json json = Json::MakeObject({{"bytes_per_second", facts.ceilings.rates.bytes},
+                                      {"operations_per_second", facts.ceilings.rates.operations},
+                                      {"description", facts.ceilings.description}});
+  return Printed{.text = json.Dump() + "\n", .rows = {}};
+}
+
+// What --output asks for.
+int WriteRows(const BenchConfig& config, const Arguments& arguments, const Arguments& operands,
+              const Printed& printed) {
+  bench::Report report = bench::ReportOfTable(
+      operands[0], fmt::format("polyreme bench {}", fmt::join(operands, " ")), printed.rows);
+  report.notes = printed.text;
+  report.conditions = ConditionsOf(arguments);
+  // Printed first, by all of these that have a roofline.
+  if (operands[0] != "coordinator") {
+    report.conditions.roofline = printed.text.substr(0, printed.text.find("\n\n"));
+    std::replace(report.conditions.roofline.begin(), report.conditions.roofline.end(), '\n', ' ');
+  }
+  report.settings.Set("model", operands.size() > 1 ? operands[1] : "none");
+  report.settings.Set("dtype", config.dtype);
+  report.settings.Set("device", config.cluster.device);
+  report.settings.Set("layout", fmt::format("tp{}pp{}", config.cluster.layout.shards,
+                                            config.cluster.layout.stages));
+  const absl::StatusOr<std::string> written = WriteReport(report, config.output);
+  if (!written.ok()) return FailBench(written.status());
+  std::fputs(written->c_str(), stderr);
+  return 0;
 }
 
 struct Benchmark {
   std::string_view name;
-  absl::StatusOr<std::string> (*run)(const BenchConfig&, const Arguments&);
+  absl::StatusOr<Printed> (*run)(const BenchConfig&, const Arguments&);
 };
 constexpr Benchmark kBenchmarks[] = {{"ops", BenchOps},
                                      {"step", BenchStep},
                                      {"throughput", BenchThroughput},
                                      {"score", BenchScore},
-                                     {"coordinator", BenchCoordinator}};
+                                     {"coordinator", BenchCoordinator},
+                                     {"ceilings", BenchCeilings}};
 
-absl::StatusOr<std::string> RunNamed(BenchConfig& config, const Arguments& operands) {
+// Those with flags of their own.
+struct OtherBenchmark {
+  std::string_view name;
+  int (*run)(const Arguments&);
+};
+constexpr OtherBenchmark kOtherBenchmarks[] = {{"sweep", RunBenchSweep},
+                                               {"serve", RunBenchServe},
+                                               {"cold", RunBenchCold},
+                                               {"compare", RunBenchCompare}};
+
+absl::StatusOr<Printed> RunNamed(BenchConfig& config, const Arguments& operands) {
   Complete(config);
   for (const Benchmark& benchmark : kBenchmarks) {
     if (operands[0] == benchmark.name) return benchmark.run(config, operands);
@@ -188,13 +263,18 @@ void AddSizeFlags(FlagSet& flags, BenchConfig& config) {
   flags.Add({"--num-sequences"}, "N", "coordinator: sequences in decode (default 256)",
             SetInt(&config.num_sequences, 1, limits::kMaxSequences));
   flags.Add({"--input"}, "FILE", "score: lines of {\"tokens\": [...]}", SetString(&config.input));
-  flags.Add({"--output"}, "FILE", "score: lines of {\"logprobs\": [...], \"top\": [...]}",
+  flags.Add({"--output"}, "PATH",
+            "a folder for data and tables; of score a file for {\"logprobs\": [...], \"top\": "
+            "[...]} lines",
             SetString(&config.output));
 }
 
 }  // namespace
 
 int RunBench(const Arguments& arguments) {
+  for (const OtherBenchmark& benchmark : kOtherBenchmarks) {
+    if (!arguments.empty() && arguments[0] == benchmark.name) return benchmark.run(arguments);
+  }
   BenchConfig config;
   FlagSet flags(kUsage);
   AddClusterFlags(flags, config);
@@ -206,14 +286,15 @@ int RunBench(const Arguments& arguments) {
     std::fputs(flags.Help().c_str(), config.help ? stdout : stderr);
     return config.help ? 0 : 2;
   }
-  const absl::StatusOr<std::string> table =
-      parsed.ok() ? RunNamed(config, operands) : absl::StatusOr<std::string>(parsed);
-  if (!table.ok()) {
-    std::fprintf(stderr, "polyreme bench: %s\n", Message(table.status()).c_str());
-    return absl::IsInvalidArgument(table.status()) ? 2 : 1;
+  if (!parsed.ok()) return FailBench(parsed);
+  const bool writes = !config.output.empty() && operands[0] != "score";
+  if (writes) {
+    if (absl::Status s = bench::PrepareOutput(config.output); !s.ok()) return FailBench(s);
   }
-  std::fputs(table->c_str(), stdout);
-  return 0;
+  const absl::StatusOr<Printed> printed = RunNamed(config, operands);
+  if (!printed.ok()) return FailBench(printed.status());
+  std::fputs(printed->text.c_str(), stdout);
+  return writes ? WriteRows(config, arguments, operands, *printed) : 0;
 }
 
 }  // namespace polyreme::cli

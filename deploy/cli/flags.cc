@@ -147,6 +147,17 @@ FlagSet::Setter SetInt(int32_t* target, int32_t min, int32_t max) {
   };
 }
 
+FlagSet::Setter SetNumber(double* target, double min, double max) {
+  return [=](const std::string& text) -> absl::Status {
+    double value = 0;
+    if (!ParseNumber(text, value) || !(value >= min) || !(value <= max)) {
+      return InvalidArgument("expected a number from {} to {}, got '{}'", min, max, text);
+    }
+    *target = value;
+    return absl::OkStatus();
+  };
+}
+
 FlagSet::Setter SetBytes(int64_t* target) {
   return [=](const std::string& text) -> absl::Status {
     std::string digits = text;

@@ -57,6 +57,8 @@ class FlagSet {
 // Setters for common types; the target is borrowed.
 FlagSet::Setter SetString(std::string* target);
 FlagSet::Setter SetInt(int32_t* target, int32_t min, int32_t max);
+// "inf" is a number too, where max is infinite.
+FlagSet::Setter SetNumber(double* target, double min, double max);
 // Plain bytes, or with K, M, G (powers of 1024), fractions allowed: "1.5G".
 FlagSet::Setter SetBytes(int64_t* target);
 // Seconds, fractions allowed.

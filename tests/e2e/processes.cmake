@@ -30,3 +30,7 @@ add_test(NAME Soak.AMinuteOfKillsLosesNothing
   COMMAND ${PROJECT_SOURCE_DIR}/scripts/soak.sh --minutes 1 --kills-per-minute 6 --seed 1
           --program $<TARGET_FILE:polyreme> --out ${CMAKE_CURRENT_BINARY_DIR}/soak)
 set_tests_properties(Soak.AMinuteOfKillsLosesNothing PROPERTIES TIMEOUT 400 LABELS e2e)
+polyreme_test(e2e_bench_test
+  SOURCES bench_test.cc ../deploy/fake_server.cc
+  DEPS polyreme_bench polyreme_e2e_support Boost::headers TIMEOUT 300 LABELS e2e)
+add_dependencies(e2e_bench_test polyreme)

@@ -225,5 +225,33 @@ def flight():
     write("flight", "newer", record(version=2))
 
 
-for make in (http, json_texts, openai, safetensors, tokenizer, config, jinja, plan, launch, flight):
+def bench():
+    chunk = 'data: {"id":"c","choices":[{"index":0,"text":" a","logprobs":null,"finish_reason":null}],"usage":null}\n\n'
+    delta = 'data: {"choices":[{"delta":{"role":"assistant","content":"b"},"finish_reason":null}]}\r\n\r\n'
+    usage = 'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+    end = ": ping\n\ndata: [DONE]\n\n"
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+    def chunked(*parts):
+        return "".join(f"{len(p):x};x=y\r\n{p}\r\n" for p in parts) + "0\r\nT: 1\r\n\r\n"
+
+    error = '{"error":{"message":"too long","code":400}}'
+    answers = {
+        "stream": f"HTTP/1.1 100 Continue\r\n\r\n{head}Transfer-Encoding: chunked\r\n\r\n" + chunked(chunk, delta, usage + end),
+        "until_end": f"{head}Connection: close\r\n\r\n{chunk}{usage}{end}",
+        "length": f"HTTP/1.1 400 Bad Request\nContent-Length: {len(error)}\n\n{error}",
+        "none": "HTTP/1.0 204 No Content\r\n\r\n",
+        "failed": f'{head}\r\ndata: {{"error":{{"message":"gone"}}}}\n\n{end}',
+        "models": '{"object":"list","data":[{"id":"a","max_model_len":128},{"id":"b"}]}',
+        "url": "http://[::1]:8000/v1/",
+        "metrics": 'vllm:kv_cache_usage_perc{engine="0"} 0.5\npolyreme_kv_cache_usage_perc 0.25\n',
+        "trace": '{"timestamp": 3, "prompt": "x", "output_tokens": 2}\n{"time": 1.5, "prompt": "y", "output_tokens": 1}\n',
+        "result": '{"schema":"polyreme.bench/1","kind":"sweep","conditions":{},"settings":{"model":"m"},"points":[{"name":"c",'
+                  '"rounds":[{"output_tok_per_s":3,"failed":0},{"output_tok_per_s":4,"failed":null}]}]}',
+    }
+    for name, text in answers.items():
+        write("bench", name, b"\x06" + text.encode())
+
+
+for make in (http, json_texts, openai, safetensors, tokenizer, config, jinja, plan, launch, flight, bench):
     make()
