@@ -46,7 +46,8 @@ Samples SamplesOf(const Json& point, const std::string& metric) {
   std::vector<double> values;
   for (const Json& round : point.Find("rounds")->as_array()) {
     const Json* value = round.Find(metric);
-    if (value != nullptr && value->is_number()) values.push_back(value->as_double());
+    if (value == nullptr || !value->is_number()) continue;
+    if (std::isfinite(value->as_double())) values.push_back(value->as_double());
   }
   return Samples(std::move(values));
 }

@@ -79,7 +79,9 @@ class HttpClient::Connection : public std::enable_shared_from_this<Connection> {
     if (client_ == nullptr) return;
     ErrorCode ignored;
     socket_.close(ignored);
-    std::exchange(client_, nullptr)->OnClosed(shared_from_this());
+    HttpClient* const client = std::exchange(client_, nullptr);
+    if (!connected_) client->OnConnected();
+    client->OnClosed(shared_from_this());
   }
 
  private:
@@ -100,6 +102,7 @@ class HttpClient::Connection : public std::enable_shared_from_this<Connection> {
     if (client_ == nullptr) return;
     if (error) return End(Unavailable("no connection: {}", error.message()));
     connected_ = true;
+    client_->OnConnected();
     ErrorCode ignored;
     socket_.set_option(tcp::no_delay(true), ignored);
     Extend(NowNanos());
@@ -196,27 +199,35 @@ void HttpClient::Dispatch(std::string request, ExchangeHandler& handler, bool ma
     idle_.pop_back();
     return connection->Send(std::move(request), handler);
   }
-  if (static_cast<int64_t>(connections_.size()) >= bounds_.max_connections) {
+  if (static_cast<int64_t>(connections_.size()) >= bounds_.max_connections ||
+      num_connecting_ >= bounds_.max_connecting) {
     waiting_.push_back({std::move(request), &handler});
     return;
   }
   ++connections_made_;
+  ++num_connecting_;
   const auto connection = std::make_shared<Connection>(*this);
   connections_.insert(connection);
   connection->Connect(std::move(request), handler);
 }
 
+void HttpClient::OnConnected() {
+  --num_connecting_;
+  StartNext();
+}
+
 void HttpClient::OnFree(const std::shared_ptr<Connection>& connection) {
   idle_.push_back(connection);
-  if (waiting_.empty()) return;
-  Waiting next = std::move(waiting_.front());
-  waiting_.pop_front();
-  Dispatch(std::move(next.request), *next.handler, /*may_reuse=*/true);
+  StartNext();
 }
 
 void HttpClient::OnClosed(const std::shared_ptr<Connection>& connection) {
   std::erase(idle_, connection);
   connections_.erase(connection);
+  StartNext();
+}
+
+void HttpClient::StartNext() {
   if (waiting_.empty()) return;
   Waiting next = std::move(waiting_.front());
   waiting_.pop_front();

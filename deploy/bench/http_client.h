@@ -35,6 +35,7 @@ class ExchangeHandler {
 
 struct HttpClientBounds {
   int32_t max_connections = 8192;  // more exchanges wait for one
+  int32_t max_connecting = 256;    // at once: a server's queue of those to accept is bounded too
   absl::Duration connect_deadline = absl::Seconds(10);
   absl::Duration silence_deadline = absl::Minutes(10);  // without a byte of the answer
 };
@@ -65,8 +66,10 @@ class HttpClient {
     ExchangeHandler* handler;
   };
   void Dispatch(std::string request, ExchangeHandler& handler, bool may_reuse);
+  void OnConnected();
   void OnFree(const std::shared_ptr<Connection>& connection);
   void OnClosed(const std::shared_ptr<Connection>& connection);
+  void StartNext();
 
   boost::asio::io_context& context_;
   const Endpoints endpoints_;
@@ -74,6 +77,7 @@ class HttpClient {
   std::unordered_set<std::shared_ptr<Connection>> connections_;
   std::vector<std::shared_ptr<Connection>> idle_;
   std::deque<Waiting> waiting_;
+  int32_t num_connecting_ = 0;
   int64_t connections_made_ = 0;
 };
 

@@ -200,8 +200,10 @@ std::string NotesOf(const std::vector<const LoadRound*>& rounds) {
       "the client itself, at most: {:.2f} cores on {} thread(s), event loop late by {:.2f} ms at "
       "p99 and {:.1f} ms, requests sent late by {:.2f} ms at p99{}\n",
       busiest, worst.num_threads, worst.lag_p99_ms, worst.lag_max_ms, worst.late_p99_ms,
-      busiest > kBusyShare * worst.num_threads || worst.lag_p99_ms > kLagMs
+      busiest > kBusyShare * worst.num_threads
           ? ": it may be the client that was measured (--client-threads)"
+      : worst.lag_p99_ms > kLagMs
+          ? ": this machine was too busy for the client, delays are longer by that"
           : "");
   if (!counted) notes += "output tokens are chunks with text: this server does not count them\n";
   if (cancelled > 0) notes += fmt::format("{} requests were cut by the interrupt\n", cancelled);

@@ -55,6 +55,7 @@ ServerWatch::~ServerWatch() {
 }
 
 ServerWatch::Peaks ServerWatch::TakePeaks() {
+  Look();  // so that even a short time has been looked at once
   const std::lock_guard lock(mutex_);
   return std::exchange(peaks_, {});
 }

@@ -30,7 +30,7 @@ class ServerWatch {
   ServerWatch(const ServerWatch&) = delete;
   ServerWatch& operator=(const ServerWatch&) = delete;
 
-  // Since the last call.
+  // Since the last call. Looks once more, so that it may take as long as the server to answer.
   Peaks TakePeaks();
 
  private:

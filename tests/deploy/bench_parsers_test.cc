@@ -338,7 +338,7 @@ TEST(StreamRecorder, SaysWhatWentWrong) {
     EXPECT_NE(record.outcome, RequestRecord::Outcome::kDone);
     return record.error;
   };
-  EXPECT_THAT(outcome("HTTP/1.1 400 X\r\nContent-Length: 31\r\n\r\n"
+  EXPECT_THAT(outcome("HTTP/1.1 400 X\r\nContent-Length: 32\r\n\r\n"
                       R"({"error":{"message":"too long"}})",
                       absl::OkStatus()),
               "HTTP 400: too long");

@@ -28,7 +28,7 @@ struct Ended {
   int code = -1;
   std::string output;
 };
-Ended Run(std::vector<std::string> arguments) {
+Ended RunBench(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), {POLYREME_BINARY, "bench"});
   const auto program = Program::Start(arguments);
   Ended ended;
@@ -69,9 +69,9 @@ class Bench : public testing::Test {
 };
 
 TEST_F(Bench, SweepOfAModelServesItMeasuresItAndLeavesNothingBehind) {
-  const Ended ended = Run({"sweep", kDemoModel, "-tp", "2", "--concurrency", "1,3", "--rounds", "2",
-                           "--num-prompts", "5", "--max-tokens", "12", "--ignore-eos", "--output",
-                           folder_, "--", "--max-num-seqs", "8"});
+  const Ended ended = RunBench({"sweep", kDemoModel, "-tp", "2", "--concurrency", "1,3", "--rounds",
+                                "2", "--num-prompts", "5", "--max-tokens", "12", "--ignore-eos",
+                                "--output", folder_, "--", "--max-num-seqs", "8"});
   ASSERT_EQ(ended.code, 0) << ended.output;
   const Json result = Result();
   ASSERT_EQ(result.Find("points")->as_array().size(), 2u);
@@ -101,7 +101,7 @@ TEST_F(Bench, SweepOfAModelServesItMeasuresItAndLeavesNothingBehind) {
   }
   EXPECT_THAT(ProcessesWith(std::string(kDemoModel) + " -tp 2 --max-num-seqs 8"), IsEmpty());
 
-  const Ended same = Run({"compare", folder_, folder_ + "/result.json"});
+  const Ended same = RunBench({"compare", folder_, folder_ + "/result.json"});
   EXPECT_EQ(same.code, 0) << same.output;
   EXPECT_THAT(same.output, HasSubstr("within noise"));
   EXPECT_THAT(same.output, Not(HasSubstr("beyond noise")));
@@ -110,10 +110,10 @@ TEST_F(Bench, SweepOfAModelServesItMeasuresItAndLeavesNothingBehind) {
 TEST_F(Bench, ServeMeasuresARunningServerAtARateAndByATrace) {
   Cluster cluster = StartCluster({}, {});
   const std::string url = fmt::format("http://127.0.0.1:{}", cluster.port);
-  const Ended rate =
-      Run({"serve", url, "--request-rate", "20", "--num-prompts", "12", "--random-input-len", "16",
-           "--random-output-len", "8", "--vocab-size", "8192", "--ignore-eos", "--slo",
-           "ttft:60s,tpot:60s", "--output", folder_, "--percentile-metrics", "ttft,tpot,itl,e2el"});
+  const Ended rate = RunBench({"serve", url, "--request-rate", "20", "--num-prompts", "12",
+                               "--random-input-len", "16", "--random-output-len", "8",
+                               "--vocab-size", "8192", "--ignore-eos", "--slo", "ttft:60s,tpot:60s",
+                               "--output", folder_, "--percentile-metrics", "ttft,tpot,itl,e2el"});
   ASSERT_EQ(rate.code, 0) << rate.output;
   const Json result = Result();
   EXPECT_EQ(Figure(result, 0, 0, "completed"), 12);
@@ -125,8 +125,8 @@ TEST_F(Bench, ServeMeasuresARunningServerAtARateAndByATrace) {
   const std::string trace = folder_ + "/trace.jsonl";
   std::ofstream(trace) << "{\"timestamp\": 100, \"input_length\": 5, \"output_length\": 3}\n"
                           "{\"timestamp\": 400, \"input_length\": 7, \"output_length\": 4}\n";
-  const Ended traced = Run({"serve", url, "--dataset-name", "trace", "--dataset-path", trace,
-                            "--vocab-size", "8192", "--ignore-eos", "--output", folder_});
+  const Ended traced = RunBench({"serve", url, "--dataset-name", "trace", "--dataset-path", trace,
+                                 "--vocab-size", "8192", "--ignore-eos", "--output", folder_});
   ASSERT_EQ(traced.code, 0) << traced.output;
   std::istringstream lines(Read("requests.jsonl"));
   std::vector<Json> requests;
@@ -142,7 +142,7 @@ TEST_F(Bench, ServeMeasuresARunningServerAtARateAndByATrace) {
 
 TEST_F(Bench, ColdTellsReadyAndFirstToken) {
   const Ended ended =
-      Run({"cold", kDemoModel, "--rounds", "1", "--evict-page-cache", "--output", folder_});
+      RunBench({"cold", kDemoModel, "--rounds", "1", "--evict-page-cache", "--output", folder_});
   ASSERT_EQ(ended.code, 0) << ended.output;
   const Json result = Result();
   const double ready = Figure(result, 0, 0, "exec_to_ready_s");
@@ -187,7 +187,7 @@ TEST_F(Bench, AnInterruptWhileTheServerStartsEndsIt) {
 
 // One sentence, and no success.
 void ExpectRefused(const std::vector<std::string>& arguments, const std::string& sentence) {
-  const Ended ended = Run(arguments);
+  const Ended ended = RunBench(arguments);
   EXPECT_NE(ended.code, 0) << ended.output;
   EXPECT_NE(ended.code, -1) << ended.output;
   EXPECT_THAT(ended.output, HasSubstr(sentence));
@@ -224,21 +224,22 @@ TEST_F(Bench, BadInputEndsInOneSentence) {
 TEST_F(Bench, ResultsOfUnlikeRunsAreNotComparedUnlessForced) {
   const bench::FakeServer server({});
   const auto sweep = [&](const std::string& folder, const std::string& tokens) {
-    const Ended ended = Run({"sweep", server.url(), "--concurrency", "1", "--rounds", "1",
-                             "--num-prompts", "2", "--max-tokens", tokens, "--output", folder});
+    const Ended ended =
+        RunBench({"sweep", server.url(), "--concurrency", "1", "--rounds", "1", "--num-prompts",
+                  "2", "--max-tokens", tokens, "--output", folder});
     EXPECT_EQ(ended.code, 0) << ended.output;
   };
   sweep(folder_ + "/a", "4");
   sweep(folder_ + "/b", "8");
   ExpectRefused({"compare", folder_ + "/a", folder_ + "/b"}, "unlike in");
-  const Ended forced = Run({"compare", folder_ + "/a", folder_ + "/b", "--force"});
+  const Ended forced = RunBench({"compare", folder_ + "/a", folder_ + "/b", "--force"});
   EXPECT_EQ(forced.code, 0) << forced.output;
   EXPECT_THAT(forced.output, HasSubstr("UNLIKE"));
 }
 
 TEST_F(Bench, PartsOfTheProgramWriteTheSameKindOfOutput) {
-  const Ended ended = Run({"step", kDemoModel, "--batch", "1", "--context", "8", "--steps", "4",
-                           "--prompt", "8", "--output", folder_});
+  const Ended ended = RunBench({"step", kDemoModel, "--batch", "1", "--context", "8", "--steps",
+                                "4", "--prompt", "8", "--output", folder_});
   ASSERT_EQ(ended.code, 0) << ended.output;
   const Json result = Result();
   EXPECT_EQ(result.Find("kind")->as_string(), "step");
