@@ -86,7 +86,7 @@ plot::Figure ThroughputFigure(const Points& points, const std::vector<ReportPoin
                       .levels = {}};
   figure.series.push_back(AgainstBatch("measured", points, reported, "output_tok_per_s", 1));
   if (!roofline.known()) return figure;
-  plot::Series best{.title = "at most (roofline of this run)", .x = {}, .y = {}};
+  plot::Series best{.title = "at most", .x = {}, .y = {}};
   for (size_t i = 0; i < points.size(); ++i) {
     best.x.push_back(points[i].concurrency);
     best.y.push_back(BestOf(roofline, reported[i], points[i].concurrency));
@@ -234,6 +234,11 @@ absl::StatusOr<Report> RunSweep(const SweepOptions& options) {
                              options.load.target.model, options.prompts.size(), options.rounds);
   report.table = TableOf(*points, report.points, options);
   report.notes = NotesOf(all);
+  const auto num_prompts = static_cast<int32_t>(options.prompts.size());
+  if (*std::max_element(options.concurrency.begin(), options.concurrency.end()) > num_prompts) {
+    report.notes +=
+        fmt::format("only {} prompts: never more than that were under way\n", num_prompts);
+  }
   AddFigures(*points, options, report);
   report.each_request = [points](const std::function<void(const Json&)>& take) {
     for (const Point& point : *points) {

@@ -161,8 +161,7 @@ void AddTargetFlags(FlagSet& flags, BenchTargetConfig& c) {
   flags.Add({"--slo", "--goodput"}, "LIMITS",
             "count what keeps them: ttft:450ms,tpot:40ms,e2el:5s (without a unit: ms)",
             SetString(&c.slo));
-  flags.Add({"--client-threads"}, "N",
-            "of this client (default 1; one core is about 25,000 chunks/s)",
+  flags.Add({"--client-threads"}, "N", "of this client (default 1)",
             SetInt(&c.client_threads, 1, 64));
   flags.Add({"--num-warmups"}, "N", "requests before, not measured (default 1)",
             SetInt(&c.num_warmups, 1, 10000));
