@@ -237,7 +237,9 @@ class Supervisor {
         if (!verdict_.ok()) LogError("{}; ending the launch", Message(verdict_));
       }
       if (!std::exchange(any_ended_, true)) options_.on_first_end();
-      kill_at_ = std::min(kill_at_, MonotonicNow() + options_.end_patience);
+      // On a busy machine an orderly end takes its time, and must not become a failure.
+      kill_at_ = std::min(kill_at_, MonotonicNow() + (verdict_.ok() ? options_.orderly_patience
+                                                                    : options_.end_patience));
     }
   }
 

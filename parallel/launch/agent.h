@@ -33,7 +33,8 @@ struct AgentOptions {
   int32_t max_restarts = 0;  // of all children within restart_window
   absl::Duration restart_window = absl::Minutes(10);
   absl::Duration drain_patience = absl::Seconds(35);  // after SIGTERM, until what is left is killed
-  absl::Duration end_patience = absl::Seconds(5);     // after one child ended, for the others
+  absl::Duration end_patience = absl::Seconds(5);     // after one child failed, for the others
+  absl::Duration orderly_patience = absl::Seconds(15);  // after one ended in order
   // Called once, when the first child has ended: what others of the launch wait for will not come.
   std::function<void()> on_first_end = [] {};
   // The launcher's pid if one started us: when it is not our parent any more, all is killed. mpirun
