@@ -374,14 +374,14 @@ def commit():
     return out.stdout.strip() or "unknown"
 
 
-def report(arguments, seed, tally, strikes, usage, loads, exit_code, minutes):
+def report(arguments, built_from, seed, tally, strikes, usage, loads, exit_code, minutes):
     kills = [s for s in strikes.strikes if s["kind"] == "kill" and s["title"] != "coordinator"]
     stops = [s for s in strikes.strikes if s["kind"] == "stop"]
     coordinators = [s for s in strikes.strikes if s["title"] == "coordinator"]
     command = "scripts/soak.sh " + " ".join(sys.argv[1:])
     lines = [
         "# Soak", "",
-        f"- {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC, commit {commit()}, seed {seed}",
+        f"- {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC, commit {built_from}, seed {seed}",
         f"- {hardware()}; load average {loads[0]:.1f} at the beginning, {loads[1]:.1f} at the end",
         f"- `{command.strip()}`", "",
         f"{minutes:.1f} minutes of {arguments.layout} ({arguments.transport}) with {arguments.clients} clients; ended with code "
@@ -413,6 +413,7 @@ def main():
     command = [find_program(arguments.program), "serve", arguments.model, *LAYOUTS[arguments.layout], "--port", "0",
                "--transport", arguments.transport, "--max-restarts", "1000", "--restart-window", "60"]
     loads = [os.getloadavg()[0]]
+    built_from = commit()
     server = Server(command, arguments.out / "server.log")
     requests = make_requests(rng, pathlib.Path(arguments.model).name)
     wants = [ask(server.port, body) for body in requests]
@@ -430,14 +431,15 @@ def main():
             strikes.strike()
             next_strike += 60 / arguments.kills_per_minute * rng.uniform(0.7, 1.3)
             if rng.random() < 0.1:
-                next_strike = time.monotonic()  # twice in a row
+                # Twice in a row, but not without a token between: who is there then is taken for the cause, and ended.
+                next_strike = time.monotonic() + 3
         time.sleep(1)
     load.stop()
     minutes = (time.monotonic() - begin) / 60
     exit_code = server.stop()
     loads.append(os.getloadavg()[0])
     tally = load.tally
-    text = report(arguments, seed, tally, strikes, usage, loads, exit_code, minutes)
+    text = report(arguments, built_from, seed, tally, strikes, usage, loads, exit_code, minutes)
     (arguments.out / "soak.md").write_text(text)
     (arguments.out / "strikes.json").write_text(json.dumps(strikes.strikes, indent=1))
     print(text)

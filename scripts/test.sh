@@ -3,7 +3,7 @@
 #   scripts/test.sh [--sanitize | --sanitizers-only | --cuda]
 #     --sanitize  before that, all suites but e2e under AddressSanitizer + UBSan, and those with threads or ranks
 #                 (label threads) under ThreadSanitizer
-#     --sanitizers-only  instead what CI has time for: the suites labelled memory and, under ThreadSanitizer, threads
+#     --sanitizers-only  instead a short form: the suites labelled memory and, under ThreadSanitizer, threads
 #     --cuda      instead the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
 #                 check of sm_70; needs nvcc, but no GPU: tests that want one say so and are skipped
 set -euo pipefail
