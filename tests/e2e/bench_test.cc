@@ -217,7 +217,7 @@ TEST_F(Bench, BadInputEndsInOneSentence) {
   ExpectRefused({"serve", url, "--slo", "x:1"}, "--slo");
   ExpectRefused({"serve", url, "--extra-body", "["}, "--extra-body");
   ExpectRefused({"cold", url}, "needs a MODEL");
-  ExpectRefused({"compare", folder_, folder_}, "result.json");
+  ExpectRefused({"compare", folder_, folder_}, "no such file");
   ExpectRefused({"sweep", kDemoModel, "--no-roofline", "--", "--no-such-flag"}, "no-such-flag");
 }
 
