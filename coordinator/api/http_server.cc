@@ -4,9 +4,8 @@
 //      └───refused or malformed─────┘
 //
 // A read is outstanding in every state but while a pipelining client's bytes wait, so that a client
-// that leaves is noticed at once. Lingering: our side is shut, what the client still sends is read
-// and dropped for a moment, because closing a socket with unread bytes resets it and the client may
-// never see the answer.
+// that leaves is noticed at once. Lingering: our side is shut, and what still comes is dropped for a
+// moment, because closing a socket with unread bytes resets it and the answer may never be seen.
 #include "coordinator/api/http_server.h"
 
 #include <array>
@@ -373,8 +372,7 @@ void Connection::OnRead(const ErrorCode& error, size_t num_bytes) {
 
 void Connection::Queue(std::string bytes) {
   if (phase_ == Phase::kClosed) return;
-  // What is there already counts, not the size of one event: a writer has to look before it goes
-  // on.
+  // What is there already counts, not the size of one event: a writer has to look beforehand.
   const bool is_behind = pending_bytes_ > limits::kMaxHttpPendingBytes;
   if (is_behind && answer_ == Answer::kStreaming) return Close();
   pending_bytes_ += static_cast<int64_t>(bytes.size());
@@ -419,8 +417,7 @@ void Connection::Arm(asio::steady_timer& timer, absl::Duration patience,
                      void (Connection::*expired)()) {
   timer.expires_at(ToSteady(MonotonicNow() + patience));
   timer.async_wait([self = shared_from_this(), &timer, expired](const ErrorCode& error) {
-    // A wait that had ended before it was cancelled still arrives: only a deadline that has passed
-    // counts.
+    // A wait that had ended before it was cancelled still arrives: only a past deadline counts.
     const bool has_passed = timer.expiry() <= std::chrono::steady_clock::now();
     if (!error && has_passed && self->phase_ != Phase::kClosed) (*self.*expired)();
   });
