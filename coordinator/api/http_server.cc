@@ -4,8 +4,8 @@
 //      └───refused or malformed─────┘
 //
 // A read is outstanding in every state but while a pipelining client's bytes wait, so that a client
-// that leaves is noticed at once. Lingering: our side is shut, and what still comes is dropped for a
-// moment, because closing a socket with unread bytes resets it and the answer may never be seen.
+// that leaves is noticed at once. Lingering: our side is shut, and what still comes is dropped
+// briefly, because closing a socket with unread bytes resets it and the answer may never be seen.
 #include "coordinator/api/http_server.h"
 
 #include <array>
