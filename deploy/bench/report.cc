@@ -33,8 +33,9 @@ absl::Status WriteRequests(const Report& report, const std::string& path) {
 }  // namespace
 
 std::string Report::Text() const {
-  return fmt::format("{}\n{}\n{}{}{}", title, interrupted ? "interrupted: what was measured\n" : "",
-                     table.Text(), notes.empty() ? "" : "\n", notes);
+  return fmt::format("{}\n{}\n{}{}\n{}", title,
+                     interrupted ? "interrupted: what was measured\n" : "", table.Text(),
+                     notes.empty() ? "" : "\n" + notes, conditions.Markdown());
 }
 
 std::string Report::Markdown() const {

@@ -41,7 +41,7 @@ struct Report {
   // Calls its argument with each line of the raw data; may be empty.
   std::function<void(const std::function<void(const Json&)>&)> each_request;
 
-  std::string Text() const;  // for a terminal: title, table, notes
+  std::string Text() const;  // for a terminal: title, table, notes, conditions
   std::string Markdown() const;
   Json ToJson() const;
 };
