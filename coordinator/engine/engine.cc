@@ -242,7 +242,7 @@ class Engine::Impl {
       LogError("engine: {}", Message(why));
       link_.Abort(epoch_);
     }
-    const absl::Status reason = failed ? failure_ : why;
+    const absl::Status reason = failed ? failure_ : Unavailable("the server is shutting down");
     mailbox_.Close(reason);
     core_.CloseAll(reason);
     CloseMailbox(reason);

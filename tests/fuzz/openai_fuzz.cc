@@ -34,6 +34,7 @@ struct World {
     model.limits.eos_tokens = {260};
     model.limits.max_choices = 8;
     model.limits.max_logprobs = 5;
+    model.limits.allows_priority = true;
   }
   NoBackend backend;
   std::unique_ptr<const text::Tokenizer> tokenizer = text::LoadOrDie(text::TinyTokenizerJson());

@@ -19,7 +19,8 @@ engine::ModelLimits SimModel() {
           .vocabulary = kVocabulary,
           .eos_tokens = {kEnd},
           .max_choices = 8,
-          .max_logprobs = 5};
+          .max_logprobs = 5,
+          .allows_priority = true};
 }
 
 RequestMaker::RequestMaker(int32_t capacity, bool grows, Random& random)
