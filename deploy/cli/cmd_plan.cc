@@ -219,7 +219,8 @@ absl::StatusOr<Answer> AnswerPlan(const PlanConfig& config, const std::string& m
                             .settings = settings,
                             .plan = std::move(plan),
                             .speed = {},
-                            .alternatives = {}};
+                            .alternatives = {},
+                            .currency = table.currency()};
   if (settings.on_gpu) report.speed = sizing::SpeedOf(settings, report.plan);
   if (!report.plan.fits) {
     report.alternatives = sizing::FindAlternatives(settings, table, kMaxAlternatives);

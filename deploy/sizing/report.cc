@@ -113,6 +113,15 @@ std::string DecodeText(const Speed& speed, const char* kind) {
       at_most.ToString(), kind, expected.ToString());
 }
 
+std::string MoneyOf(const PlanReport& report) {
+  return report.currency.empty() ? "unit of money" : report.currency;
+}
+
+// price: of all GPUs together, per hour.
+int64_t TokensPerMoney(const OfflinePoint& point, double price) {
+  return static_cast<int64_t>(point.tokens_per_second.expected * 3600 / price);
+}
+
 std::string SpeedText(const PlanReport& report) {
   const Speed& speed = report.speed;
   const char* const kind = speed.measured ? "expected" : "predicted";
@@ -131,13 +140,19 @@ std::string SpeedText(const PlanReport& report) {
   }
   text += "\none prompt alone (at most, at least: without the pipeline's bubble)\n" +
           prompts.ToString();
-  Table offline(
-      {"offline, in/out", "at once", "output tok/s at most", fmt::format("output tok/s {}", kind)});
+  std::vector<std::string> heads = {"offline, in/out", "at once", "output tok/s at most",
+                                    fmt::format("output tok/s {}", kind)};
+  const double price = report.settings.world_size() * report.settings.gpu.price_per_hour;
+  if (price > 0) heads.push_back(fmt::format("output tokens per {}", MoneyOf(report)));
+  Table offline(std::move(heads));
   for (const OfflinePoint& point : speed.offline) {
     const char* const mark = point.fits ? "" : "*";
-    offline.Add({fmt::format("{}/{}", point.input, point.output),
-                 fmt::format("{}", point.concurrent), Rate(point.tokens_per_second.at_most) + mark,
-                 Rate(point.tokens_per_second.expected) + mark});
+    std::vector<std::string> row = {fmt::format("{}/{}", point.input, point.output),
+                                    fmt::format("{}", point.concurrent),
+                                    Rate(point.tokens_per_second.at_most) + mark,
+                                    Rate(point.tokens_per_second.expected) + mark};
+    if (price > 0) row.push_back(Grouped(TokensPerMoney(point, price)) + mark);
+    offline.Add(std::move(row));
   }
   text += "\n" + offline.ToString();
   if (report.settings.stages > 1) {
@@ -217,13 +232,16 @@ Json SpeedJson(const PlanReport& report) {
                                      {"seconds_expected", point.seconds_expected},
                                      {"bubble", point.bubble}}));
   }
+  const double price = report.settings.world_size() * report.settings.gpu.price_per_hour;
   for (const OfflinePoint& point : speed.offline) {
-    offline.Append(
+    Json row =
         Json::MakeObject({{"input", point.input},
                           {"output", point.output},
                           {"concurrent", point.concurrent},
                           {"fits", point.fits},
-                          {"output_tokens_per_second", EstimateJson(point.tokens_per_second)}}));
+                          {"output_tokens_per_second", EstimateJson(point.tokens_per_second)}});
+    if (price > 0) row.Set("output_tokens_per_currency_unit", TokensPerMoney(point, price));
+    offline.Append(std::move(row));
   }
   return Json::MakeObject({{"bytes_per_second", speed.rates.bytes},
                            {"flops", speed.rates.operations},

@@ -17,6 +17,7 @@ struct PlanReport {
   LaunchPlan plan;
   Speed speed;                // on a GPU
   Alternatives alternatives;  // where it does not fit
+  std::string currency = {};  // of prices
 };
 
 // The first line says whether it fits; if not, by how many bytes and on which rank.

@@ -205,6 +205,18 @@ TEST(PlanCommand, SweepsIntoAFolder) {
   }
 }
 
+TEST(PlanCommand, CountsTokensForTheMoney) {
+  const std::string file = testing::TempDir() + "/polyreme-plan-prices.json";
+  std::ofstream(file)
+      << R"({"currency": "EUR", "gpus": [{"name": "h200", "price_per_hour": 3.5}]})";
+  const Arguments arguments = {k40b, "--gpu", "h200:2", "-tp", "2", "--gpu-file", file};
+  EXPECT_THAT(Plan(arguments).out, HasSubstr("output tokens per EUR"));
+  const Json json = PlanJson(arguments);
+  const Json& row = json.Find("speed")->Find("offline")->as_array()[2];
+  const double rate = row.Find("output_tokens_per_second")->Find("expected")->as_double();
+  EXPECT_NEAR(double(IntOf(row, "output_tokens_per_currency_unit")), rate * 3600 / 7, 1);
+}
+
 TEST(PlanCommand, RecommendsForARole) {
   const Ran found = Plan({k40b, "--recommend", "--role", "api", "--budget", "4"});
   EXPECT_EQ(found.code, 0) << found.err;

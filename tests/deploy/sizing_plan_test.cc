@@ -164,7 +164,7 @@ TEST(Plan, OfAllRanksIsTheWholeAndWhatIsRepeated) {
 
 TEST(Plan, OfALaunchThatDoesNotFitSaysByHowMuchAndWhere) {
   const LaunchSettings settings = Settings("iquest-coder-v1-40b", "a100-80g-sxm4");
-  PlanReport report{"iquest-coder-v1-40b", settings, Plan(settings), {}, {}};
+  PlanReport report{"iquest-coder-v1-40b", settings, Plan(settings), {}, {}, {}};
   EXPECT_FALSE(report.plan.fits);
   const RankPlan& rank = report.plan.ranks[0];
   EXPECT_EQ(report.plan.missing_bytes, rank.memory.sequence_bytes - rank.division.left_bytes);
