@@ -23,8 +23,8 @@ using bench::Roofline;
 // Bytes per second, products, attention.
 constexpr Rates kH100 = {3.0e12, 798e12, 690e12};
 constexpr Rates kH200 = {4.3e12, 788e12, 690e12};
-constexpr Rates kA100 = {1.80e12, 250e12, 250e12};
-constexpr Rates kV100 = {0.80e12, 90e12, 90e12};
+constexpr Rates kA100 = {1.80e12, 250e12, 190e12};
+constexpr Rates kV100 = {0.80e12, 90e12, 60e12};
 constexpr ElementBytes kBf16 = {2, 2, 2};
 const ElementBytes kFp8 = {1, 2, 2};
 const ElementBytes kW4 = {BitsPerWeight(Quantization::kW4, DType::kBF16) / 8, 2, 2};
