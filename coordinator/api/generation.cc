@@ -91,13 +91,16 @@ void Generation::RequestPump() {
 }
 
 void Generation::Pump() {
-  for (size_t i = 0; i < streams_.size() && !has_ended_; ++i) {
-    if (!Drain(i)) break;
-  }
+  bool has_room = true;
+  for (size_t i = 0; i < streams_.size() && has_room; ++i) has_room = Drain(i);
   if (has_ended_) return;
   const bool all_ended = std::all_of(streams_.begin(), streams_.end(),
                                      [](const Stream& stream) { return stream.has_ended; });
-  all_ended ? Finish() : Flush();
+  if (all_ended) return Finish();
+  Flush();
+  // Held back by this round's own events alone: an answer that is kept always has room and says so
+  // to nobody.
+  if (!has_room && responder_->pending_bytes() <= kHighWaterBytes) RequestPump();
 }
 
 bool Generation::Drain(size_t prompt) {

@@ -69,8 +69,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   void Fail(absl::Status why);
   // Costs `epoch` if it still runs and all have served before, otherwise the launch.
   void Lose(Epoch epoch, absl::Status why);
-  // Costs the epoch that runs now, whichever that is.
-  void LoseCurrent(const absl::Status& why);
+  // The rank's stream is closed. Costs the epoch that runs now, if that counts on the rank.
+  void LoseRank(int32_t rank);
 
   // WorkerLink.
   absl::Status Submit(const step::StepPlan& plan) override;
@@ -245,9 +245,7 @@ grpc::Status Cluster::Impl::Attach(
     const std::lock_guard lock(mutex_);
     outboxes_.erase(rank);
     streams_changed_.notify_all();
-    if (!stopping_) {
-      LoseCurrent(Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
-    }
+    if (!stopping_) LoseRank(rank);
   }
   // Before another may take its place.
   outbox->Close(Cancelled("the stream is closed"));
@@ -308,13 +306,12 @@ void Cluster::Impl::Lose(Epoch lost, absl::Status why) {
   meeting_.Fence(fmt::format("epoch/{}/", lost.value), std::move(why));
 }
 
-// One that begins while this is said has lost the same rank.
-void Cluster::Impl::LoseCurrent(const absl::Status& why) {
-  Epoch lost;
-  do {
-    lost = epoch();
-    Lose(lost, why);
-  } while (lost != epoch());
+// The epoch is read first: one that begins meanwhile does not count on the rank, which has to come
+// to it anew, and one death would cost it too.
+void Cluster::Impl::LoseRank(int32_t rank) {
+  const Epoch lost = epoch();
+  if (peers_.has_served() && !peers_.HasLoaded(rank)) return;
+  Lose(lost, Unavailable("{} was lost: its stream closed", peers_.NameOf(rank)));
 }
 
 void Cluster::Impl::Fail(absl::Status why) {

@@ -161,6 +161,11 @@ bool Peers::has_served() const {
   return has_served_;
 }
 
+bool Peers::HasLoaded(int32_t rank) const {
+  const std::lock_guard lock(mutex_);
+  return peers_[static_cast<size_t>(rank)].phase >= Phase::kLoaded;
+}
+
 void Peers::SetAbsent(int32_t rank) {
   const std::lock_guard lock(mutex_);
   Peer& peer = peers_[static_cast<size_t>(rank)];

@@ -81,6 +81,8 @@ class Peers {
   // All ranks have been ready: from now on what is lost can come back.
   void SetServed();
   bool has_served() const;
+  // Whether the rank has come to kLoaded in this epoch, which counts on it from then on.
+  bool HasLoaded(int32_t rank) const;
   // A rank's process is gone; another may join in its place.
   void SetAbsent(int32_t rank);
   // Waits until the rank's former process is gone; at most until `deadline`.
