@@ -109,6 +109,21 @@ step::StepResult ResultOf(StepId id, Epoch epoch) {
   return result;
 }
 
+TEST(Peers, AnEpochCountsOnARankOnlyOnceItHasComeToThatEpoch) {
+  Peers peers(RankOn(0, ""));
+  ASSERT_TRUE(peers.Join(RankOn(1, "")).ok());
+  ASSERT_TRUE(peers.Attach(1).ok());
+  EXPECT_FALSE(peers.HasLoaded(1));
+  peers.SetLoaded(1, 1, 1, 1);
+  EXPECT_TRUE(peers.HasLoaded(1));
+  peers.SetServed();
+  ASSERT_TRUE(peers.Lose(Unavailable("rank 1 was lost")));
+  peers.NextEpoch();
+  EXPECT_FALSE(peers.HasLoaded(1)) << "its death would cost the epoch that begins, too";
+  peers.SetEpochEnded(1);
+  EXPECT_TRUE(peers.HasLoaded(1));
+}
+
 TEST(ResultMerger, WhatComesFromAnOldEpochIsIgnored) {
   ResultMerger results(2, Epoch{1});
   ASSERT_TRUE(results.Expect(StepId{0}).ok());
