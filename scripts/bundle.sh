@@ -96,7 +96,7 @@ for test in "${tests[@]}"; do add "$build/$test" tests; done
 mkdir -p "$out/models"
 cp -r deploy/bench/configs/* "$out/models/"
 cp LICENSE THIRD_PARTY_NOTICES.md "$out/"
-cp scripts/gpu_report.sh scripts/check_gpu.py scripts/gpu_cluster.py scripts/bench_transformers.py \
+cp scripts/gpu_report.sh scripts/check_gpu.py scripts/gpu_cluster.py scripts/make_dummy_model.py scripts/bench_transformers.py \
   scripts/check_against_transformers.py "$out/bin/"
 
 files=("$out"/bin/polyreme "$out"/lib/*)

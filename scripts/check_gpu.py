@@ -6,7 +6,9 @@
     golden    the demo model's recorded completions and chats, over HTTP, in float32 and bfloat16
     layouts   tp1pp1, tp2pp1 and tp1pp2 under mpirun draw the same tokens, greedy and seeded
     company   how many tokens of a request differ when it runs among 63 others (told, not judged)
-    kill      a worker killed in mid-stream: the other goes within 2 s, the job ends named, and starts again
+    kill      a worker killed in mid-stream, none to be restarted: the other goes within 2 s, the job ends named, and starts again
+    recover   a worker killed or stopped in mid-stream: the other gives up within 2 s, the stream goes on, and is the same
+    memory    predicted and measured bytes of each rank, 7B, 14B and 40B shapes, every layout: within 2 %
     load      a saved checkpoint reaches the GPU at a share of the measured upload rate
     full      the longest prompt, 256 sequences and n = 16 at once, and no byte more on the GPU afterwards
     refusals  what cannot run says so in one sentence
@@ -38,7 +40,7 @@ from gpu_cluster import (Bench, Failed, Report, Stream, command_line, complete, 
 F32_MARGIN = 1e-3            # two sums in another order may swap logits this near to each other
 BF16_MARGIN = 0.5            # more than bfloat16's rounding explains
 GROWTH_MIB = 32              # what a driver may take by itself, for modules that load when first used
-CHECKS = ["golden", "layouts", "company", "kill", "load", "full", "refusals", "restart"]
+CHECKS = ["golden", "layouts", "company", "kill", "recover", "memory", "load", "full", "refusals", "restart"]
 
 
 # ---- golden
@@ -170,8 +172,7 @@ def check_kill(bench):
         return
     for layout, flags, victim in (("tp2", ["-tp", "2"], 1), ("pp2", ["-pp", "2"], 0)):
         before = bench.gpu_mib()
-        line = bench.serve_line(bench.options.model_demo, flags)
-        job = bench.start(line)
+        job = bench.start(bench.serve_line(bench.options.model_demo, [*flags, "--max-restarts", "0"]))
         try:
             kill_worker(bench, job.wait_ready(bench.options.start_limit), layout, victim)
         finally:
@@ -208,6 +209,60 @@ def kill_worker(bench, job, layout, victim):
     wait_until(lambda: not any(map(is_alive, everyone)), 5)
     left = [f"{pid} {command_line(pid)[:60]}" for pid in marked(job.mark)]
     report.judge(not left, "kill", f"{layout}: processes left: {', '.join(left) or 'none'}")
+
+
+# ---- recover
+
+LONG = {"prompt": [5, 6, 7], "max_tokens": 3500, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+HANG_LIMIT = 10  # seconds until a rank that stands still is named
+
+
+def check_recover(bench):
+    blows = [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
+    layouts = [("tp2", ["-tp", "2"], blows), ("pp2", ["-pp", "2"], blows)]
+    if bench.gpus < 2:
+        bench.report.skip("recover", "tp2 and pp2 need two GPUs: one rank alone")
+        layouts = [("tp1", [], [(0, signal.SIGKILL), (0, signal.SIGSTOP)])]
+    for layout, flags, blows in layouts:
+        with bench.serving(bench.options.model_demo, [*flags, "--dtype", "float32", "--max-restarts", "10"]) as job:
+            undisturbed = complete(job.port, LONG["prompt"], LONG["max_tokens"], logprobs=2)[0]
+            bench.report.info("recover", f"{layout}: ready in {job.ready_seconds:.1f} s; GPU memory {bench.gpu_mib()} MiB")
+            for epoch, (victim, how) in enumerate(blows, 1):
+                recover_from(bench, job, f"{layout}, {how.name} of rank {victim}", victim, how, epoch, undisturbed)
+            bench.report.info("recover", f"{layout}: GPU memory {bench.gpu_mib()} MiB at the end")
+            for line in job.output().splitlines():
+                if re.search(r" [WE] \[|serves, after|is lost", line):
+                    print(f"     {line[:230]}")
+
+
+def recover_from(bench, job, what, victim, how, epoch, undisturbed):
+    """One blow to the cluster of this epoch, with a stream that has to come out as if there had been none."""
+    report, workers = bench.report, job.workers()
+    stream = Stream(job.port, LONG, 120)
+    if not wait_until(lambda: stream.tokens >= 10 or stream.ended.is_set(), 30) or stream.ended.is_set():
+        raise Failed(f"{what}: no long stream to disturb: {stream.tokens} tokens, {stream.error}")
+    struck, held = time.monotonic(), stream.tokens
+    os.kill(workers[victim], how)
+    dead = wait_until(lambda: not is_alive(workers[victim]), HANG_LIMIT + 5, 0.005)
+    named = time.monotonic()
+    if how == signal.SIGSTOP:
+        report.judge(dead and named - struck <= HANG_LIMIT, "recover",
+                     f"{what}: named and killed after {named - struck:.2f} s (limit {HANG_LIMIT})")
+    for survivor in sorted(set(workers) - {victim}):
+        said = re.compile(rf"\[worker {survivor}\] epoch {epoch} is lost")
+        gave_up = wait_until(lambda: said.search(job.output()) or not is_alive(workers[survivor]), 10, 0.005)
+        took = time.monotonic() - named
+        report.judge(dead and gave_up and took <= 2, "recover", f"{what}: rank {survivor} gave up {took:.2f} s later (limit 2), "
+                     f"its process {'stays' if is_alive(workers[survivor]) else 'is gone'}")
+    serves = wait_until(lambda: f"epoch {epoch + 1} serves" in job.output(), 60, 0.01)
+    report.judge(serves, "recover", f"{what}: serves again {time.monotonic() - named:.2f} s later")
+    ended = stream.ended.wait(90)
+    at = first_difference(stream.ids, undisturbed["token_ids"])
+    margin = best_two(undisturbed, at) if at is not None and at < len(undisturbed["token_ids"]) else float("inf")
+    text = f"{what}: {stream.tokens} of {LONG['max_tokens']} tokens, {held} before; "
+    text += "the same" if at is None else f"part at {at} (margin {margin:.2g})"
+    report.judge(ended and not stream.error and stream.tokens == LONG["max_tokens"] and (at is None or margin < F32_MARGIN),
+                 "recover", text + (f"; {stream.error}" if stream.error else ""))
 
 
 # ---- load
@@ -277,6 +332,27 @@ def measured_uploads(bench):
     return [gpu["upload_bytes_per_second"] for gpu in json.loads(text[text.index("{"):text.rindex("}") + 1])["gpus"]]
 
 
+# ---- memory
+
+def check_memory(bench):
+    if not bench.options.model_full:
+        bench.report.skip("memory", "no --model-full to make up")
+        return
+    shape = pathlib.Path(bench.options.model_full)
+    siblings = [shape.with_name(shape.name.replace("40b", size)) for size in ("7b", "14b", "40b")]
+    for folder in dict.fromkeys(path for path in siblings if path.exists()):
+        for layout, _, flags in bench.layouts():
+            with bench.serving(bench.with_tokenizer(folder), ["--load-format", "dummy", *flags]) as job:
+                judge_memory(bench, job, f"{folder.name} {layout}", "memory")
+
+
+def judge_memory(bench, job, what, check):
+    """The ready lines: what `polyreme plan` says of each rank beside what it took."""
+    said = re.findall(r"ready: (rank .*predicted .*)", job.output())
+    off = [float(n) for n in re.findall(r": ([+-][\d.]+) %", "\n".join(said))]
+    bench.report.judge(off and max(map(abs, off)) <= 2, check, f"{what}: memory as predicted within 2 %: " + "; ".join(said))
+
+
 # ---- full
 
 def check_full(bench):
@@ -298,8 +374,7 @@ def fill(bench, job, layout, words):
     report.info("full", f"{layout}: ready in {job.ready_seconds:.1f} s; cache of {min(cached or [0])} tokens, context {room}")
     for line in re.findall(r"ready: rank .*", job.output()):
         report.info("full", f"{layout}: {line}")
-    off = [float(n) for n in re.findall(r"ready: rank .*predicted .*: ([+-][\d.]+) %", job.output())]
-    report.judge(off and max(map(abs, off)) <= 2, "full", f"{layout}: memory as predicted within 2 %: off by {off} %")
+    judge_memory(bench, job, layout, "full")
     before, ours = bench.gpu_mib(), bench.process_mib(job)
     work = [("long prompt", [longest, 1, 1])] + [("sequence", [2048 // scale, 1, 1])] * 256 + [("n=16", [8192 // scale, 16, 1])]
     draw, started = random.Random(6), time.monotonic()

@@ -17,6 +17,8 @@ import subprocess
 import threading
 import time
 
+from make_dummy_model import make_dummy_model
+
 MARK = "POLYREME_CHECK_GPU"  # in the environment of all that is started here, so that all of it is found again
 
 
@@ -204,6 +206,7 @@ class Stream:
 
     def __init__(self, port, body, seconds):
         self.tokens = 0
+        self.ids = []
         self.first = None  # when the first token came
         self.error = ""
         self.ended = threading.Event()
@@ -224,7 +227,8 @@ class Stream:
                     self.error = event["error"].get("message", text)
                 elif event["choices"] and event["choices"][0].get("token_ids"):
                     self.first = self.first or time.monotonic()
-                    self.tokens += len(event["choices"][0]["token_ids"])
+                    self.ids += event["choices"][0]["token_ids"]
+                    self.tokens = len(self.ids)
         except (OSError, ValueError, http.client.HTTPException) as failure:
             self.error = self.error or f"connection: {failure!r}"
         finally:
@@ -256,8 +260,11 @@ class Bench:
         job = self.start([*(mpirun(ranks) if ranks else []), *self.serve_line(model, flags)], environment)
         try:
             yield job.wait_ready(self.options.start_limit)
+            code = job.stop()
+            if code != 0:
+                self.report.say("FAIL", "stop", f"exit code {code} when asked to end: {last_lines(job.output(), 2)}")
         finally:
-            job.stop()
+            job.end()
 
     def layouts(self):
         """(name, ranks, flags) of each layout that this machine can hold."""
@@ -270,9 +277,7 @@ class Bench:
         """A folder of `model`'s config.json with the demo model's tokenizer: made up weights need no other file."""
         folder = self.scratch / f"{pathlib.Path(model).name}-dummy"
         if not folder.exists():
-            folder.mkdir()
-            shutil.copy(pathlib.Path(model) / "config.json", folder)
-            self.copy_tokenizer(folder)
+            make_dummy_model(model, self.options.model_demo, folder)
         return folder
 
     def copy_tokenizer(self, folder):

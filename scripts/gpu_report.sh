@@ -99,8 +99,8 @@ if wanted sanitizer; then
     done
   fi
 fi
+demo=$(first_of "$root/deploy/demo-model" "$root/models/demo-model" deploy/demo-model)
 if wanted cluster; then
-  demo=$(first_of "$root/deploy/demo-model" "$root/models/demo-model" deploy/demo-model)
   cluster=(python3 "$here/check_gpu.py" --program "$program" --gpus "$((gpus < 2 ? 1 : 2))")
   cluster+=(${demo:+--model-demo "$demo"} ${CLUSTER_CHECKS:+--only "$CLUSTER_CHECKS"})
   limit=$((limit > 900 ? limit : 900)) measure cluster "${cluster[@]}"
@@ -123,10 +123,12 @@ for section in step throughput; do
   done
 done
 if wanted sweep; then
+  served=$out/raw/$(basename "$model")
+  measure tokenizer python3 "$here/make_dummy_model.py" "$model" "${demo:?no demo model, whose tokenizer is needed}" "$served"
   for layout in "${layouts[@]}"; do
     read -ra flags <<<"${layout#*:}"
     read -ra more <<<"${SWEEP_FLAGS:-}"
-    limit=$((limit > 14400 ? limit : 14400)) measure "sweep-${layout%%:*}" "$program" bench sweep "$model" --device cuda \
+    limit=$((limit > 14400 ? limit : 14400)) measure "sweep-${layout%%:*}" "$program" bench sweep "$served" --device cuda \
       --load-format dummy --ignore-eos "${flags[@]}" "${more[@]}" --output "$out/sweep-${layout%%:*}"
   done
 fi

@@ -12,9 +12,33 @@ constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 struct Point {
   int32_t concurrency = 0;
+  std::vector<PromptEntry> prompts;
   std::vector<LoadRound> rounds;
 };
 using Points = std::vector<Point>;
+
+Points PointsOf(const SweepOptions& options) {
+  Points points;
+  for (size_t i = 0; i < options.concurrency.size(); ++i) {
+    Point& point = points.emplace_back();
+    point.concurrency = options.concurrency[i];
+    point.prompts = options.prompts;
+    if (options.num_prompts.empty()) continue;
+    const auto wanted = static_cast<size_t>(options.num_prompts[i]);
+    if (wanted < point.prompts.size()) point.prompts.resize(wanted);
+  }
+  return points;
+}
+
+// "250", or "10 to 130" where they differ.
+std::string NumPrompts(const Points& points) {
+  const auto [fewest, most] = std::minmax_element(
+      points.begin(), points.end(),
+      [](const Point& a, const Point& b) { return a.prompts.size() < b.prompts.size(); });
+  if (fewest->prompts.size() == most->prompts.size())
+    return fmt::format("{}", most->prompts.size());
+  return fmt::format("{} to {}", fewest->prompts.size(), most->prompts.size());
+}
 
 std::string NameOfPoint(int32_t concurrency) {
   return fmt::format("concurrency {}", concurrency);
@@ -206,8 +230,8 @@ void AddFigures(const Points& points, const SweepOptions& options, Report& repor
 absl::StatusOr<Report> RunSweep(const SweepOptions& options) {
   LoadBench bench(options.load);
   RETURN_IF_ERROR(bench.Prepare(options.prompts));
-  const auto points = std::make_shared<Points>();
-  for (const int32_t concurrency : options.concurrency) points->push_back({concurrency, {}});
+  const auto points = std::make_shared<Points>(PointsOf(options));
+  const std::string num_prompts = NumPrompts(*points);
   Report report;
   report.kind = "sweep";
   for (int32_t r = 0; r < options.rounds && !report.interrupted; ++r) {
@@ -215,7 +239,7 @@ absl::StatusOr<Report> RunSweep(const SweepOptions& options) {
       ASSIGN_OR_RETURN(LoadRound round,
                        bench.Run(fmt::format("round {} of {}, {}", r + 1, options.rounds,
                                              NameOfPoint(point.concurrency)),
-                                 options.prompts, {}, point.concurrency));
+                                 point.prompts, {}, point.concurrency));
       report.interrupted = round.interrupted;
       point.rounds.push_back(std::move(round));
       if (report.interrupted) break;
@@ -231,13 +255,13 @@ absl::StatusOr<Report> RunSweep(const SweepOptions& options) {
     }
   }
   report.title = fmt::format("{}: {} prompts at each concurrency, {} round(s), medians",
-                             options.load.target.model, options.prompts.size(), options.rounds);
+                             options.load.target.model, num_prompts, options.rounds);
   report.table = TableOf(*points, report.points, options);
   report.notes = NotesOf(all);
-  const auto num_prompts = static_cast<int32_t>(options.prompts.size());
-  if (*std::max_element(options.concurrency.begin(), options.concurrency.end()) > num_prompts) {
-    report.notes +=
-        fmt::format("only {} prompts: never more than that were under way\n", num_prompts);
+  for (const Point& point : *points) {
+    if (static_cast<size_t>(point.concurrency) <= point.prompts.size()) continue;
+    report.notes += fmt::format("{}: only {} prompts, never more than that were under way\n",
+                                NameOfPoint(point.concurrency), point.prompts.size());
   }
   AddFigures(*points, options, report);
   report.each_request = [points](const std::function<void(const Json&)>& take) {

@@ -27,6 +27,8 @@ struct SweepOptions {
   LoadBenchOptions load;
   std::vector<PromptEntry> prompts;
   std::vector<int32_t> concurrency = {1, 4, 8, 16, 32, 64};
+  // The first so many of the prompts at each concurrency, one number for each; empty: all.
+  std::vector<int32_t> num_prompts;
   int32_t rounds = 3;
   SweepRoofline roofline;
 };

@@ -1,6 +1,7 @@
 // `polyreme bench sweep` and `bench serve`: a server under load, seen from outside.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -21,6 +22,7 @@ namespace {
 
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 constexpr int64_t kMaxDatasetBytes = int64_t{1} << 30;
+constexpr int64_t kMaxPrompts = 1000000;
 
 constexpr char kSweepUsage[] =
     "usage: polyreme bench sweep URL|MODEL [flags] [-- flags of serve]\n\n"
@@ -42,7 +44,7 @@ struct SweepConfig {
   std::string dataset;
   int32_t rounds = 3;
   int32_t max_tokens = 512;
-  int32_t num_prompts = 250;
+  std::vector<int64_t> num_prompts = {250};
   bool help = false;
 };
 
@@ -121,6 +123,27 @@ absl::StatusOr<std::vector<bench::PromptEntry>> PromptsOf(const std::string& pat
   return prompts;
 }
 
+// One number for all concurrencies, or one for each: a batch of one needs fewer to say as much.
+absl::Status SetNumPrompts(const SweepConfig& config, bench::SweepOptions& sweep) {
+  const std::vector<int64_t>& wanted = config.num_prompts;
+  if (wanted.size() != 1 && wanted.size() != sweep.concurrency.size()) {
+    return InvalidArgument(
+        "--num-prompts: expected one number, or one for each of {} of "
+        "--concurrency, got {}",
+        sweep.concurrency.size(), wanted.size());
+  }
+  for (const int64_t count : wanted) {
+    if (count < 1 || count > kMaxPrompts) {
+      return InvalidArgument("--num-prompts: expected 1 to {}, got {}", kMaxPrompts, count);
+    }
+  }
+  const int64_t most = *std::max_element(wanted.begin(), wanted.end());
+  ASSIGN_OR_RETURN(sweep.prompts,
+                   PromptsOf(config.dataset, config.max_tokens, static_cast<int32_t>(most)));
+  if (wanted.size() > 1) sweep.num_prompts.assign(wanted.begin(), wanted.end());
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int> Sweep(SweepConfig& config, const Arguments& arguments) {
   bench::SweepOptions sweep;
   sweep.concurrency.assign(config.concurrency.begin(), config.concurrency.end());
@@ -130,13 +153,15 @@ absl::StatusOr<int> Sweep(SweepConfig& config, const Arguments& arguments) {
     }
   }
   sweep.rounds = config.rounds;
-  ASSIGN_OR_RETURN(sweep.prompts, PromptsOf(config.dataset, config.max_tokens, config.num_prompts));
+  RETURN_IF_ERROR(SetNumPrompts(config, sweep));
   ASSIGN_OR_RETURN(BenchTarget target, ReachTarget(config.target));
   sweep.load = target.load;
   sweep.roofline = target.roofline;
   ASSIGN_OR_RETURN(bench::Report report, RunSweep(sweep));
-  report.settings.Set("prompts",
-                      fmt::format("{} {}", sweep.prompts.size(), DigestOf(sweep.prompts)));
+  std::string num_prompts = fmt::format("{}", sweep.prompts.size());
+  if (!sweep.num_prompts.empty())
+    num_prompts = fmt::format("{}", fmt::join(sweep.num_prompts, ","));
+  report.settings.Set("prompts", fmt::format("{} {}", num_prompts, DigestOf(sweep.prompts)));
   report.settings.Set(
       "lengths",
       fmt::format("max_tokens {}, eos {}, temperature {}", config.max_tokens,
@@ -243,8 +268,10 @@ void AddSweepFlags(FlagSet& flags, SweepConfig& config) {
   flags.Add({"--rounds"}, "N", "of all of them (default 3)", SetInt(&config.rounds, 1, 1000));
   flags.Add({"--max-tokens"}, "N", "of each answer (default 512)",
             SetInt(&config.max_tokens, 1, limits::kMaxPositions));
-  flags.Add({"--num-prompts"}, "N", "the first N of the prompts, all kinds evenly (default 250)",
-            SetInt(&config.num_prompts, 1, 1000000));
+  flags.Add(
+      {"--num-prompts"}, "N[,N...]",
+      "the first N of the prompts, all kinds evenly (default 250); one N for each concurrency",
+      SetIntList(&config.num_prompts));
   flags.Add({"--dataset-path"}, "FILE", "other prompts: lines of {\"prompt\": ...}",
             SetString(&config.dataset));
 }

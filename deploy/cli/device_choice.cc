@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "deploy/cli/run_apart.h"
 #include "parallel/launch/launch_env.h"
 #include "worker/backend/cuda/plugin.h"
 
@@ -19,12 +20,20 @@ bool HasDriver() {
                      [](const char* path) { return access(path, F_OK) == 0; });
 }
 
-// NotFound: no plugin, or no GPU.
+// A driver that wakes up many GPUs takes seconds.
+constexpr absl::Duration kDriverPatience = absl::Minutes(2);
+
+// NotFound: no plugin, or no GPU. Apart, because the driver starts threads: in an agent one of them
+// would take the SIGTERM that the agent waits for, and end it on the spot.
 absl::Status LookForGpu() {
-  ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
-  ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
-  if (system.gpus.empty()) return NotFound("no GPU is visible");
-  return absl::OkStatus();
+  return RunApart(
+      []() -> absl::Status {
+        ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
+        ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
+        if (system.gpus.empty()) return NotFound("no GPU is visible");
+        return absl::OkStatus();
+      },
+      kDriverPatience);
 }
 
 }  // namespace

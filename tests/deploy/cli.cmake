@@ -1,1 +1,1 @@
-polyreme_test(deploy_cli_test SOURCES coordinator_note_test.cc devices_report_test.cc DEPS polyreme_cli)
+polyreme_test(deploy_cli_test SOURCES coordinator_note_test.cc devices_report_test.cc run_apart_test.cc DEPS polyreme_cli)

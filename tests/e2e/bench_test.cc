@@ -206,6 +206,9 @@ TEST_F(Bench, BadInputEndsInOneSentence) {
   ExpectRefused({"sweep", url, "--model", "other"}, "'other' is not served");
   ExpectRefused({"sweep", url, "-tp", "2"}, "for a MODEL that is started here");
   ExpectRefused({"sweep", url, "--concurrency", "0"}, "expected 1 to");
+  ExpectRefused({"sweep", url, "--num-prompts", "0"}, "expected 1 to");
+  ExpectRefused({"sweep", url, "--concurrency", "1,2,4", "--num-prompts", "1,2"},
+                "one for each of 3 of --concurrency, got 2");
   ExpectRefused({"sweep", url, "--dataset-path", "/no/such/file"}, "/no/such/file");
   ExpectRefused({"sweep", url, "--max-tokens", "5000", "--num-prompts", "3"},
                 "longer than the context");
@@ -219,6 +222,20 @@ TEST_F(Bench, BadInputEndsInOneSentence) {
   ExpectRefused({"cold", url}, "needs a MODEL");
   ExpectRefused({"compare", folder_, folder_}, "no such file");
   ExpectRefused({"sweep", kDemoModel, "--no-roofline", "--", "--no-such-flag"}, "no-such-flag");
+}
+
+TEST_F(Bench, EachConcurrencyMayHaveItsOwnNumberOfPrompts) {
+  const bench::FakeServer server({});
+  const Ended ended = RunBench({"sweep", server.url(), "--concurrency", "1,4", "--rounds", "2",
+                                "--num-prompts", "2,9", "--max-tokens", "4", "--output", folder_});
+  ASSERT_EQ(ended.code, 0) << ended.output;
+  EXPECT_THAT(ended.output, HasSubstr("2 to 9 prompts at each concurrency"));
+  const Json result = Result();
+  for (size_t round = 0; round < 2; ++round) {
+    EXPECT_EQ(Figure(result, 0, round, "completed"), 2);
+    EXPECT_EQ(Figure(result, 1, round, "completed"), 9);
+  }
+  EXPECT_THAT(result.Find("settings")->Find("prompts")->as_string(), HasSubstr("2,9 "));
 }
 
 TEST_F(Bench, ResultsOfUnlikeRunsAreNotComparedUnlessForced) {

@@ -85,7 +85,7 @@ class StagedUpload::Lane {
     if (converts) {
       RETURN_IF_CUDA_ERROR(
           ConvertWeights(stream_, half.staged, request.from_type, bytes / SizeOf(request.from_type),
-                         to, request.to_type, request.not_finite),
+                         to, request.to_type, request.overflows),
           "converting weights");
     }
     RETURN_IF_CUDA_ERROR(cudaEventRecord(half.sent, stream_), "uploading weights");
@@ -117,13 +117,13 @@ class StagedUpload::Lane {
       if (half.pinned == nullptr) {
         void* memory = nullptr;
         RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, kBufferBytes, cudaHostAllocDefault),
-                             "8 MiB of pinned host memory for uploads");
+                             "2 MiB of pinned host memory for uploads");
         half.pinned = static_cast<std::byte*>(memory);
       }
       if (converts && half.staged == nullptr) {
         void* memory = nullptr;
         RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, kBufferBytes),
-                             "8 MiB of device memory for converting weights");
+                             "2 MiB of device memory for converting weights");
         half.staged = static_cast<std::byte*>(memory);
       }
     }

@@ -31,12 +31,14 @@ struct UploadRequest {
   std::vector<UploadBlock> blocks;
   Element from_type = Element::kBF16;
   Element to_type = Element::kBF16;
-  unsigned long long* not_finite = nullptr;  // as ConvertWeights has it
+  unsigned long long* overflows = nullptr;  // as ConvertWeights has it
 };
 
 class StagedUpload {
  public:
-  static constexpr int64_t kBufferBytes = int64_t{8} << 20;
+  // Of each of a thread's two. On an H200's host, 15 GB from the page cache through 16 threads:
+  // 8 MiB 31 GB/s, 2 MiB 43, 1 MiB 41, half a MiB 29; small ones stay in the cores' caches.
+  static constexpr int64_t kBufferBytes = int64_t{2} << 20;
 
   // Starts the threads; each takes its memory with its first piece.
   StagedUpload(int device_index, int num_threads);

@@ -75,16 +75,18 @@ __global__ void ConvertKernel(const From* __restrict__ from, int64_t count, To* 
 
 template <class From>
 __global__ void ConvertToHalfKernel(const From* __restrict__ from, int64_t count,
-                                    __half* __restrict__ to, unsigned long long* not_finite) {
+                                    __half* __restrict__ to, unsigned long long* overflows) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   unsigned long long bad = 0;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += stride) {
-    const __half half = __float2half_rn(ToFloat(from[i]));
-    if ((__half_as_ushort(half) & 0x7c00u) == 0x7c00u) ++bad;
+    const float value = ToFloat(from[i]);
+    const __half half = __float2half_rn(value);
+    // What was infinite or NaN before is the checkpoint's own business.
+    if ((__half_as_ushort(half) & 0x7c00u) == 0x7c00u && isfinite(value)) ++bad;
     to[i] = half;
   }
-  if (bad != 0) atomicAdd(not_finite, bad);
+  if (bad != 0) atomicAdd(overflows, bad);
 }
 
 template <class Stored, class To>
@@ -116,7 +118,7 @@ cudaError_t WithType(Element element, const Function& function) {
 
 template <class From>
 cudaError_t ConvertFrom(cudaStream_t stream, const From* from, int64_t count, void* to,
-                        Element to_type, unsigned long long* not_finite) {
+                        Element to_type, unsigned long long* overflows) {
   const unsigned blocks = BlocksFor(count);
   switch (to_type) {
     case Element::kF32:
@@ -124,7 +126,7 @@ cudaError_t ConvertFrom(cudaStream_t stream, const From* from, int64_t count, vo
       break;
     case Element::kF16:
       ConvertToHalfKernel<<<blocks, kThreads, 0, stream>>>(from, count, static_cast<__half*>(to),
-                                                           not_finite);
+                                                           overflows);
       break;
     case Element::kBF16:
       ConvertKernel<<<blocks, kThreads, 0, stream>>>(from, count, static_cast<Bf16*>(to));
@@ -136,11 +138,11 @@ cudaError_t ConvertFrom(cudaStream_t stream, const From* from, int64_t count, vo
 }  // namespace
 
 cudaError_t ConvertWeights(cudaStream_t stream, const void* from, Element from_type, int64_t count,
-                           void* to, Element to_type, unsigned long long* not_finite) {
+                           void* to, Element to_type, unsigned long long* overflows) {
   if (count == 0) return cudaSuccess;
   return WithType(from_type, [&](auto type) {
     return ConvertFrom(stream, static_cast<const decltype(type)*>(from), count, to, to_type,
-                       not_finite);
+                       overflows);
   });
 }
 

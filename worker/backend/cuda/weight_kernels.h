@@ -8,10 +8,10 @@
 namespace polyreme::cuda {
 
 // to[i] = from[i], to nearest even, through float32; `count` elements. Where to_type is kF16,
-// adds to *not_finite (device memory) how many results are infinite or NaN. Pointers are aligned
+// adds to *overflows (device memory) how many finite values became infinite. Pointers are aligned
 // to their elements.
 cudaError_t ConvertWeights(cudaStream_t stream, const void* from, Element from_type, int64_t count,
-                           void* to, Element to_type, unsigned long long* not_finite);
+                           void* to, Element to_type, unsigned long long* overflows);
 
 // A window of a dummy tensor; see weights::WeightSource::Generated.
 struct DummyWindow {
