@@ -232,7 +232,8 @@ TEST_F(CudaWeights, WhatDoesNotFitFloat16IsCounted) {
   std::vector<float> values(1000, 1.0f);
   values[3] = 1e6f;
   values[500] = -65520.0f;
-  values[999] = std::numeric_limits<float>::infinity();
+  values[998] = std::numeric_limits<float>::infinity();  // so in the checkpoint: not our doing
+  values[999] = std::numeric_limits<float>::quiet_NaN();
   WeightSource source;
   source.cols = 100;
   source.blocks.push_back({.data = reinterpret_cast<const std::byte*>(values.data()),
@@ -243,9 +244,9 @@ TEST_F(CudaWeights, WhatDoesNotFitFloat16IsCounted) {
   for (int i = 0; i < 2; ++i) {
     const absl::StatusOr<Weight> weight = packer->Pack(source);
     EXPECT_TRUE(absl::IsInvalidArgument(weight.status())) << weight.status();
-    EXPECT_THAT(Message(weight.status()), testing::HasSubstr("3 values do not fit float16"));
+    EXPECT_THAT(Message(weight.status()), testing::HasSubstr("2 values do not fit float16"));
   }
-  values[3] = values[500] = values[999] = 65504.0f;
+  values[3] = values[500] = 65504.0f;
   EXPECT_TRUE(packer->Pack(source).ok()) << "the counter starts anew";
   const auto wide = Packer(DType::kBF16);
   ASSERT_NE(wide, nullptr);
