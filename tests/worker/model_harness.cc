@@ -8,6 +8,7 @@
 #include "parallel/comm/process_group.h"
 #include "parallel/comm/thread_transport.h"
 #include "parallel/launch/rendezvous.h"
+#include "tests/worker/staged_communicator.h"
 #include "worker/backend/backend.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/model/model.h"
@@ -76,6 +77,7 @@ class BatchArrays {
 // Everything one rank has.
 struct RankState {
   std::unique_ptr<backend::Backend> backend;
+  std::unique_ptr<StagedFactory> staged;  // outlives the group
   weights::ShardWeights weights;
   std::unique_ptr<comm::ProcessGroup> group;
   std::unique_ptr<Lane> lane;
@@ -149,6 +151,10 @@ struct Shared {
 absl::Status Join(const Shared& shared, Rank self, RankState& rank) {
   comm::ProcessGroup::Options join;
   join.nccl = rank.backend->communicators();
+  if (shared.options.backend.staged) {
+    rank.staged = std::make_unique<StagedFactory>(shared.hub, rank.backend->device());
+    join.nccl = rank.staged.get();
+  }
   join.kind =
       join.nccl != nullptr ? comm::ProcessGroup::Kind::kNccl : comm::ProcessGroup::Kind::kThreads;
   join.job_token = "ranks of one test";  // of the way back from last stage to first
@@ -165,7 +171,7 @@ absl::StatusOr<HarnessLogits> RunRank(const Shared& shared, Rank self) {
   RankState rank;
   backend::BackendOptions backend_options = options.backend.options();
   backend_options.num_threads = options.num_threads;
-  backend_options.device_index = self.value;
+  backend_options.device_index = options.backend.staged ? 0 : self.value;
   ASSIGN_OR_RETURN(rank.backend, backend::MakeBackend(options.backend.device, backend_options));
   ASSIGN_OR_RETURN(
       rank.weights,

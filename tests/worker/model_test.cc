@@ -181,9 +181,15 @@ TEST_P(EachModel, AStageMayHoldAnyNumberOfLayers) {
   ExpectSame(Run(uneven, steps), Run({}, steps));
 }
 
+std::vector<TestBackend> AllBackends() {
+  std::vector<TestBackend> all = TestBackends();
+  for (const TestBackend& staged : StagedBackends()) all.push_back(staged);
+  return all;
+}
+
 INSTANTIATE_TEST_SUITE_P(Model, EachModel,
                          testing::Combine(testing::ValuesIn(Cases()),
-                                          testing::ValuesIn(TestBackends())),
+                                          testing::ValuesIn(AllBackends())),
                          [](const auto& name) {
                            return std::string(std::get<0>(name.param).name) + "_" +
                                   std::get<1>(name.param).name;

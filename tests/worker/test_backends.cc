@@ -59,6 +59,16 @@ std::vector<TestBackend> TestBackends() {
   return backends;
 }
 
+std::vector<TestBackend> StagedBackends() {
+  std::vector<TestBackend> backends = {{.name = "staged_cpu", .max_ranks = 8, .staged = true}};
+  if (NumGpus().ok()) {
+    backends.push_back(backends[0]);
+    backends.back().name = "staged_f32";
+    backends.back().device = "cuda";
+  }
+  return backends;
+}
+
 std::vector<TestBackend> Float32Backends() {
   std::vector<TestBackend> backends = TestBackends();
   std::erase_if(backends, [](const TestBackend& backend) { return backend.dtype != DType::kF32; });

@@ -18,6 +18,7 @@ struct TestBackend {
   std::string device = "cpu";   // as backend::MakeBackend takes it
   DType dtype = DType::kF32;    // it computes in
   int32_t max_ranks = 1 << 20;  // on the GPU one rank has one GPU
+  bool staged = false;          // all ranks on one GPU, joined by StagedFactory
 
   bool on_gpu() const { return device != "cpu"; }
   backend::BackendOptions options() const {
@@ -33,7 +34,9 @@ void PrintTo(const TestBackend& backend, std::ostream* out);
 
 // "cpu", and where there is a GPU "cuda_f32", "cuda_f16" and "cuda_bf16".
 std::vector<TestBackend> TestBackends();
-// Those of them that compute in float32.
+// "staged_cpu", and where there is a GPU "staged_f32": ranks that share it.
+std::vector<TestBackend> StagedBackends();
+// Those of TestBackends that compute in float32.
 std::vector<TestBackend> Float32Backends();
 
 // A file of the source tree; POLYREME_SOURCE_DIR in the environment says where that is now.

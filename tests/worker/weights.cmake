@@ -3,7 +3,7 @@ polyreme_test(worker_weights_test
   DEPS polyreme_weights
   LABELS memory)
 polyreme_test(worker_dummy_test
-  SOURCES dummy_test.cc checkpoint_builder.cc model_harness.cc
+  SOURCES dummy_test.cc checkpoint_builder.cc model_harness.cc staged_communicator.cc
   DEPS polyreme_model polyreme_backend)
 # Whatever opens, examines, reads or maps a file in here goes through the test first.
 polyreme_test(worker_disk_faults_test
