@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
 # From a fresh clone to a green suite: installs, builds in Release, runs every test through ctest.
-#   scripts/test.sh [--sanitize | --sanitizers-only | --cuda]
+#   scripts/test.sh [--sanitize | --sanitizers-only [address|thread] | --cuda]
 #     --sanitize  before that, all suites but e2e under AddressSanitizer + UBSan, and those with threads or ranks
 #                 (label threads) under ThreadSanitizer
-#     --sanitizers-only  instead a short form: the suites labelled memory and, under ThreadSanitizer, threads
+#     --sanitizers-only  instead a short form: the suites labelled memory under AddressSanitizer + UBSan, and those labelled
+#                 threads under ThreadSanitizer; or one of the two
 #     --cuda      instead the CUDA plugin and its tests, for one architecture (POLYREME_CUDA_ARCHS, default 90), and the
 #                 check of sm_70; needs nvcc, but no GPU: tests that want one say so and are skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-sanitize=0 cuda=0
-for argument in "$@"; do
-  case "$argument" in
-    --sanitize) sanitize=1 ;;
-    --sanitizers-only) sanitize=2 ;;
+sanitize='' plain=1 cuda=0  # sanitize: all, or which of address and thread, in their short form
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --sanitize) sanitize=all ;;
+    --sanitizers-only)
+      sanitize="address thread" plain=0
+      case "${2:-}" in address | thread) sanitize=$2; shift ;; esac ;;
     --cuda) cuda=1 ;;
-    -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "unknown argument $argument; see --help" >&2; exit 2 ;;
+    -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "unknown argument $1; see --help" >&2; exit 2 ;;
   esac
+  shift
 done
 
 # configure FOLDER CMAKE_FLAGS...
@@ -66,15 +70,12 @@ if [ "$cuda" -eq 1 ]; then
   exit
 fi
 scripts/install_packages.sh --test
-if [ "$sanitize" -ne 0 ]; then
-  export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-  export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1"
-  if [ "$sanitize" -eq 1 ]; then
-    build_and_test asan all "-LE e2e" -DPOLYREME_SANITIZE=address,undefined
-  else
-    build_and_test asan suite_memory "-L memory" -DPOLYREME_SANITIZE=address,undefined
-  fi
-  build_and_test tsan suite_threads "-L threads" -DPOLYREME_SANITIZE=thread
-  [ "$sanitize" -eq 1 ] || exit 0
-fi
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1"
+case "$sanitize" in
+  all) build_and_test asan all "-LE e2e" -DPOLYREME_SANITIZE=address,undefined ;;
+  *address*) build_and_test asan suite_memory "-L memory" -DPOLYREME_SANITIZE=address,undefined ;;
+esac
+case "$sanitize" in all | *thread*) build_and_test tsan suite_threads "-L threads" -DPOLYREME_SANITIZE=thread ;; esac
+[ "$plain" -eq 1 ] || exit 0
 build_and_test test all ""

@@ -50,6 +50,9 @@ absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const RankSetup& 
 constexpr absl::Duration kStarterPatience = absl::Seconds(1);
 // For a rank to leave a lost epoch; then another process takes its place.
 constexpr absl::Duration kEpochEndPatience = absl::Seconds(5);
+// On a GPU a sum over registered windows does not look at the flag that aborts it: when a peer died
+// in one, no waiting helps (docs/GOTCHAS.md). Otherwise leaving takes milliseconds.
+constexpr absl::Duration kGpuEpochEndPatience = absl::Milliseconds(1500);
 
 class Worker {
  public:
@@ -247,7 +250,9 @@ absl::Status Worker::LeaveEpoch(const absl::Status& why) {
     EndEpoch();
     ended->Notify();
   });
-  const bool has_ended = ended->WaitForNotificationWithTimeout(kEpochEndPatience);
+  const absl::Duration patience =
+      options_.backend == "cpu" ? kEpochEndPatience : kGpuEpochEndPatience;
+  const bool has_ended = ended->WaitForNotificationWithTimeout(patience);
   options_.on_epoch_lost(why);
   if (!has_ended) {
     ender.detach();
@@ -255,7 +260,7 @@ absl::Status Worker::LeaveEpoch(const absl::Status& why) {
     return MakeStatus(
         absl::StatusCode::kAborted,
         fmt::format("rank {} could not leave epoch {} within {}", options_.identity.rank.value,
-                    epoch_.value, absl::FormatDuration(kEpochEndPatience)));
+                    epoch_.value, absl::FormatDuration(patience)));
   }
   ender.join();
   return absl::OkStatus();
