@@ -18,8 +18,10 @@ function(polyreme_compile_options target)
   endif()
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
   if(POLYREME_SANITIZE)
-    target_compile_options(${target} PUBLIC -fsanitize=${POLYREME_SANITIZE} -fno-omit-frame-pointer -g1
-      -O1)  # -O2 of code full of checks takes twice as long to compile
+    target_compile_options(${target} PUBLIC -fsanitize=${POLYREME_SANITIZE} -fno-omit-frame-pointer -g1)
+    if(NOT POLYREME_SANITIZE MATCHES fuzzer)
+      target_compile_options(${target} PUBLIC -O1)  # -O2 of code full of checks takes twice as long to compile
+    endif()
     target_link_options(${target} PUBLIC -fsanitize=${POLYREME_SANITIZE})
   endif()
 endfunction()
