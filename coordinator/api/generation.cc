@@ -12,6 +12,7 @@
 
 #include "coordinator/api/answer.h"
 #include "coordinator/api/api_error.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -38,7 +39,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   };
 
   absl::Status Submit();
+  void Listen();
   void RequestPump();
+  void PumpOrFail();
   void Pump();
   // False when nothing more can be done now.
   bool Drain(size_t prompt);
@@ -60,12 +63,22 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
 void Generation::Start() {
   const std::shared_ptr<Generation> self = shared_from_this();
-  if (const absl::Status submitted = Submit(); !submitted.ok()) {
+  if (const absl::Status submitted = WithinMemory([&] { return Submit(); }); !submitted.ok()) {
     CancelAll();
     return responder_->Send(ErrorResponse(submitted));
   }
+  const absl::Status listens = WithinMemory([&] { Listen(); });
+  if (listens.ok()) return;
+  for (const Stream& stream : streams_) stream.tokens->Cancel();
+  responder_->Post([self, listens] {
+    if (!self->has_ended_) self->Fail(listens);
+  });
+}
+
+void Generation::Listen() {
+  const std::shared_ptr<Generation> self = shared_from_this();
   responder_->SetOnClosed([self] { self->CancelAll(); });
-  responder_->SetOnRoom([self] { self->Pump(); });
+  responder_->SetOnRoom([self] { self->PumpOrFail(); });
   for (const Stream& stream : streams_) {
     stream.tokens->SetNotify([weak = weak_from_this()] {
       if (const std::shared_ptr<Generation> alive = weak.lock()) alive->RequestPump();
@@ -75,6 +88,7 @@ void Generation::Start() {
 }
 
 absl::Status Generation::Submit() {
+  streams_.reserve(call_.requests.size());
   for (const engine::GenerateRequest& request : call_.requests) {
     ASSIGN_OR_RETURN(std::shared_ptr<engine::TokenStream> stream, context_.backend.Submit(request));
     streams_.push_back({.tokens = std::move(stream)});
@@ -84,10 +98,19 @@ absl::Status Generation::Submit() {
 
 void Generation::RequestPump() {
   if (pump_is_requested_.exchange(true)) return;
-  responder_->Post([self = shared_from_this()] {
-    self->pump_is_requested_ = false;
-    self->Pump();
-  });
+  const auto post = [this] {
+    responder_->Post([self = shared_from_this()] {
+      self->pump_is_requested_ = false;
+      self->PumpOrFail();
+    });
+  };
+  // Whoever gives notice is the engine: it is not to fail for one client's sake.
+  if (!WithinMemory(post).ok()) post();
+}
+
+void Generation::PumpOrFail() {
+  const absl::Status pumped = WithinMemory([&] { Pump(); });
+  if (!pumped.ok()) Fail(pumped);
 }
 
 void Generation::Pump() {

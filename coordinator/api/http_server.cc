@@ -12,20 +12,19 @@
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <condition_variable>
 #include <mutex>
 #include <thread>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "coordinator/api/api_error.h"
+#include "coordinator/api/http_listener.h"
 #include "coordinator/api/http_parser.h"
 #include "coordinator/api/http_shared.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -39,35 +38,7 @@ constexpr size_t kMaxPipelinedBytes = 64 << 10;
 constexpr size_t kWritePartBytes = 256 << 10;
 constexpr int64_t kMaxLingerBytes = int64_t{1} << 20;
 
-class Connection;
-
-// One I/O thread. Outlives its connections, which share it; posts after End are dropped.
-class Loop {
- public:
-  Loop() : guard_(asio::make_work_guard(context_)) {}
-
-  void Post(std::function<void()> work) {
-    const std::lock_guard lock(mutex_);
-    if (!ended_) asio::post(context_, std::move(work));
-  }
-  void Run() { context_.run(); }
-  // Run returns once what is queued and outstanding is done.
-  void End() {
-    const std::lock_guard lock(mutex_);
-    ended_ = true;
-    guard_.reset();
-  }
-
-  asio::io_context& context() { return context_; }
-  std::unordered_set<Connection*>& connections() { return connections_; }
-
- private:
-  asio::io_context context_{1};
-  asio::executor_work_guard<asio::io_context::executor_type> guard_;
-  std::unordered_set<Connection*> connections_;  // touched on the loop's thread only
-  std::mutex mutex_;
-  bool ended_ = false;  // guarded by mutex_
-};
+}  // namespace
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
@@ -92,6 +63,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void SetOnRoom(uint64_t exchange, std::function<void()> on_room);
   void SetOnClosed(uint64_t exchange, std::function<void()> on_closed);
 
+  // One handler: what it could not allocate ends this exchange, and no other.
+  template <class Act>
+  void Run(Act&& act) {
+    try {
+      act();
+    } catch (const std::bad_alloc&) {
+      OnOutOfMemory();
+    }
+  }
+
   Loop& loop() { return *loop_; }
   int64_t pending_bytes() const { return pending_bytes_; }
 
@@ -115,6 +96,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void OnSliceWritten();
   void Arm(asio::steady_timer& timer, absl::Duration patience, void (Connection::*expired)());
   void OnReadDeadline();
+  void OnOutOfMemory();
   void BeginAnswer(HttpResponse& response, BodyFraming framing);
   bool IsCurrent(uint64_t exchange, Answer state) const {
     return phase_ == Phase::kHandling && exchange == exchange_ && answer_ == state;
@@ -139,6 +121,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   uint64_t exchange_ = 0;
   Answer answer_ = Answer::kNone;
   bool keeps_alive_ = true;
+  bool ran_out_of_memory_ = false;  // a read or a write may not have been started
   bool is_head_request_ = false;
   bool can_chunk_ = true;
   std::string request_id_;
@@ -156,7 +139,12 @@ class Responder final : public HttpResponder {
  public:
   Responder(std::shared_ptr<Connection> connection, uint64_t exchange)
       : connection_(std::move(connection)), exchange_(exchange) {}
-  ~Responder() override { Tell(&Connection::Abandon); }
+  ~Responder() override {
+    try {
+      Tell(&Connection::Abandon);
+    } catch (const std::bad_alloc&) {  // whoever had an answer has given it
+    }
+  }
 
   void Send(HttpResponse response) override { Tell(&Connection::Send, std::move(response)); }
   void StartStream(HttpResponse head) override { Tell(&Connection::StartStream, std::move(head)); }
@@ -177,7 +165,7 @@ class Responder final : public HttpResponder {
   void Tell(void (Connection::*act)(uint64_t, Args...), Args... args) {
     connection_->loop().Post(
         [c = connection_, e = exchange_, act, ... arg = std::move(args)]() mutable {
-          ((*c).*act)(e, std::move(arg)...);
+          c->Run([&] { ((*c).*act)(e, std::move(arg)...); });
         });
   }
 
@@ -262,8 +250,8 @@ void Connection::Dispatch() {
 }
 
 void Connection::BeginAnswer(HttpResponse& response, BodyFraming framing) {
-  const bool is_last = shared_->stopping || shared_->draining || framing == BodyFraming::kClose;
-  if (is_last) keeps_alive_ = false;
+  const bool is_last = shared_->stopping || shared_->draining || ran_out_of_memory_;
+  if (is_last || framing == BodyFraming::kClose) keeps_alive_ = false;
   response.headers.push_back({"Date", HttpDate()});
   if (!request_id_.empty()) response.headers.push_back({"X-Request-Id", request_id_});
   shared_->hooks.count(route_, response.code);
@@ -353,7 +341,7 @@ void Connection::ReadMore() {
   reading_ = true;
   socket_.async_read_some(asio::buffer(buffer_),
                           [self = shared_from_this()](const ErrorCode& error, size_t num_bytes) {
-                            self->OnRead(error, num_bytes);
+                            self->Run([&] { self->OnRead(error, num_bytes); });
                           });
 }
 
@@ -375,8 +363,8 @@ void Connection::Queue(std::string bytes) {
   // What is there already counts, not the size of one event: a writer has to look beforehand.
   const bool is_behind = pending_bytes_ > limits::kMaxHttpPendingBytes;
   if (is_behind && answer_ == Answer::kStreaming) return Close();
-  pending_bytes_ += static_cast<int64_t>(bytes.size());
   output_ += bytes;
+  pending_bytes_ += static_cast<int64_t>(bytes.size());
   if (!writing_) WriteMore();
 }
 
@@ -401,7 +389,9 @@ void Connection::WriteSlice(size_t offset, size_t armed_at) {
         if (error) return self->Close();
         self->pending_bytes_ -= static_cast<int64_t>(num_bytes);
         const size_t done = offset + num_bytes;
-        done < self->slice_.size() ? self->WriteSlice(done, armed_at) : self->OnSliceWritten();
+        self->Run([&] {
+          done < self->slice_.size() ? self->WriteSlice(done, armed_at) : self->OnSliceWritten();
+        });
       });
 }
 
@@ -419,8 +409,26 @@ void Connection::Arm(asio::steady_timer& timer, absl::Duration patience,
   timer.async_wait([self = shared_from_this(), &timer, expired](const ErrorCode& error) {
     // A wait that had ended before it was cancelled still arrives: only a past deadline counts.
     const bool has_passed = timer.expiry() <= std::chrono::steady_clock::now();
-    if (!error && has_passed && self->phase_ != Phase::kClosed) (*self.*expired)();
+    if (error || !has_passed || self->phase_ == Phase::kClosed) return;
+    self->Run([&] { (*self.*expired)(); });
   });
+}
+
+// Says so to a client that has got nothing of an answer yet; otherwise, and if that cannot be
+// allocated either, the connection's end says it. Closing takes no memory.
+void Connection::OnOutOfMemory() {
+  ran_out_of_memory_ = true;
+  const bool can_tell = !writing_ && pending_bytes_ == 0 && parser_.has_value();
+  const bool is_asking = phase_ == Phase::kReading && can_tell && parser_->started();
+  const bool is_waiting = phase_ == Phase::kHandling && can_tell && answer_ == Answer::kNone;
+  if (!is_asking && !is_waiting) return Close();
+  if (auto on_closed = std::exchange(on_closed_, nullptr)) on_closed();
+  const absl::Status told = WithinMemory([&] {
+    HttpResponse response =
+        ErrorResponse(ResourceExhausted("the server is out of memory; try again later"));
+    is_asking ? Refuse(std::move(response)) : Send(exchange_, std::move(response));
+  });
+  if (!told.ok()) Close();
 }
 
 void Connection::OnReadDeadline() {
@@ -428,37 +436,6 @@ void Connection::OnReadDeadline() {
   if (!parser_->started()) return Close();
   Refuse(ErrorResponse(408, "expected the whole request sooner"));
 }
-
-absl::StatusOr<tcp::endpoint> Resolve(asio::io_context& context, const HttpServerOptions& options) {
-  ErrorCode error;
-  tcp::resolver resolver(context);
-  const auto found =
-      resolver.resolve(options.host, std::to_string(options.port),
-                       tcp::resolver::passive | tcp::resolver::numeric_service, error);
-  if (error || found.empty()) {
-    return InvalidArgument("host: expected an address or name of this machine, got '{}' ({})",
-                           options.host, error.message());
-  }
-  return found.begin()->endpoint();
-}
-
-// Not SO_REUSEPORT: two servers must never share a port unnoticed. SO_REUSEADDR only lets a
-// restarted one listen while old connections still close.
-absl::Status Listen(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
-  ErrorCode error;
-  acceptor.open(endpoint.protocol(), error);
-  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error) acceptor.bind(endpoint, error);
-  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (!error) return absl::OkStatus();
-  const std::string where = fmt::format("{}:{}", endpoint.address().to_string(), endpoint.port());
-  if (error == asio::error::address_in_use) {
-    return Unavailable("port: {} is in use by another program; choose another with --port", where);
-  }
-  return InvalidArgument("cannot listen on {}: {}", where, error.message());
-}
-
-}  // namespace
 
 class HttpServer::Impl {
  public:
@@ -478,6 +455,7 @@ class HttpServer::Impl {
   void OnAccept(const ErrorCode& error, tcp::socket socket, const std::shared_ptr<Loop>& loop);
   // False when there are too many.
   bool CountConnection();
+  void RefuseConnection(tcp::socket& socket);
 
   const std::shared_ptr<HttpShared> shared_;
   std::vector<std::shared_ptr<Loop>> loops_;
@@ -485,6 +463,7 @@ class HttpServer::Impl {
   std::optional<tcp::acceptor> acceptor_;           // on the first loop
   std::optional<asio::steady_timer> accept_pause_;  // on the first loop
   size_t next_loop_ = 0;
+  int64_t accept_round_ = 0;  // of the accept that counts
   int32_t bound_port_ = 0;
   std::mutex stop_mutex_;
   bool stopped_ = false;  // guarded by stop_mutex_
@@ -499,6 +478,14 @@ absl::Status HttpServer::Impl::Start() {
   ErrorCode ignored;
   bound_port_ = acceptor_->local_endpoint(ignored).port();
   Accept();
+  // The socket of a new connection takes memory before our handler is asked.
+  loops_.front()->SetOnLostHandler([this] {
+    if (shared_->stopping) return;
+    ++accept_round_;
+    ErrorCode error;
+    acceptor_->cancel(error);
+    Accept();
+  });
   for (const std::shared_ptr<Loop>& loop : loops_) {
     threads_.emplace_back([loop] { loop->Run(); });
   }
@@ -507,10 +494,10 @@ absl::Status HttpServer::Impl::Start() {
 
 void HttpServer::Impl::Accept() {
   const std::shared_ptr<Loop>& loop = loops_[next_loop_++ % loops_.size()];
-  acceptor_->async_accept(loop->context(),
-                          [this, loop](const ErrorCode& error, tcp::socket socket) {
-                            OnAccept(error, std::move(socket), loop);
-                          });
+  acceptor_->async_accept(loop->context(), [this, loop, round = accept_round_](
+                                               const ErrorCode& error, tcp::socket socket) {
+    if (round == accept_round_) OnAccept(error, std::move(socket), loop);
+  });
 }
 
 void HttpServer::Impl::OnAccept(const ErrorCode& error, tcp::socket socket,
@@ -526,17 +513,26 @@ void HttpServer::Impl::OnAccept(const ErrorCode& error, tcp::socket socket,
     return;
   }
   if (CountConnection()) {
-    auto connection = std::make_shared<Connection>(shared_, loop, std::move(socket));
-    loop->Post([connection] { connection->Start(); });
+    const absl::Status begun = WithinMemory([&] {
+      auto connection = std::make_shared<Connection>(shared_, loop, std::move(socket));
+      loop->Post([connection] { connection->Run([&] { connection->Start(); }); });
+    });
+    const std::lock_guard lock(shared_->mutex);
+    if (!begun.ok()) --shared_->num_connections;
   } else {
-    HttpResponse response = ErrorResponse(503, "the server has as many connections as it may");
-    shared_->hooks.count("", response.code);
-    ErrorCode ignored;
-    socket.non_blocking(true, ignored);
-    socket.write_some(
-        asio::buffer(RenderHead(response, BodyFraming::kLength, false) + response.body), ignored);
+    WithinMemory([&] { RefuseConnection(socket); }).IgnoreError();
   }
-  Accept();
+  // A server that no longer accepts is worse than one that ends.
+  if (!WithinMemory([&] { Accept(); }).ok()) Accept();
+}
+
+void HttpServer::Impl::RefuseConnection(tcp::socket& socket) {
+  HttpResponse response = ErrorResponse(503, "the server has as many connections as it may");
+  shared_->hooks.count("", response.code);
+  ErrorCode ignored;
+  socket.non_blocking(true, ignored);
+  socket.write_some(asio::buffer(RenderHead(response, BodyFraming::kLength, false) + response.body),
+                    ignored);
 }
 
 bool HttpServer::Impl::CountConnection() {

@@ -13,6 +13,7 @@
 #include "coordinator/api/openai_request.h"
 #include "coordinator/api/task_pool.h"
 #include "coordinator/text/tokenizer.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -30,9 +31,9 @@ void RunOnPool(
   auto carried = std::make_shared<HttpRequest>(std::move(request));
   const absl::Status queued =
       context.pool.TryRun([&context, carried, responder, work = std::move(work)] {
-        const absl::Status done = work(*carried, responder);
+        const absl::Status done = WithinMemory([&] { return work(*carried, responder); });
         if (done.ok()) return;
-        context.metrics.RequestRefused("invalid");
+        context.metrics.RequestRefused(absl::IsResourceExhausted(done) ? "full" : "invalid");
         responder->Send(ErrorResponse(done));
       });
   if (queued.ok()) return;

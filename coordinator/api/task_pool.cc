@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "parallel/base/out_of_memory.h"
+
 namespace polyreme::api {
 
 TaskPool::TaskPool(int32_t num_threads, int32_t max_queued)
@@ -12,7 +14,7 @@ TaskPool::TaskPool(int32_t num_threads, int32_t max_queued)
       // Woken by a task or by Close, so that the deadline is only a formality.
       while (!queue_.closed()) {
         auto task = queue_.Pop(MonotonicNow() + absl::Hours(1));
-        if (task.ok() && !queue_.closed()) (*task)();
+        if (task.ok() && !queue_.closed()) EndIfOutOfMemory("a thread of tasks", *task);
       }
     });
   }
