@@ -64,21 +64,14 @@ void GenerateCall::ParseAndSubmit() {
   });
 }
 
-void GenerateCall::RequestPump() {
-  if (pump_is_requested_.exchange(true)) return;
-  const auto request = [this] {
-    return work_.pump.TryRun([self = shared_from_this()] {
-      self->pump_is_requested_ = false;
-      const absl::Status pumped = WithinMemory([&] { self->Pump(); });
-      if (!pumped.ok()) self->End(pumped);
-    });
-  };
-  // Whoever gives notice is the engine: it is not to fail for one client's sake.
-  absl::Status queued = WithinMemory(request);
-  if (absl::IsResourceExhausted(queued)) queued = request();
-  // The queue holds one entry of every call there can be: it is only ever refused by a server that
-  // stops.
-  if (!queued.ok()) LogWarning("a call's output waits: {}", Message(queued));
+// Takes no memory: whoever gives notice is the engine, which is not to fail for one client's sake.
+void GenerateCall::RequestPump() noexcept {
+  work_.pump.Give(std::shared_ptr<Errand>(shared_from_this(), &pump_));
+}
+
+void GenerateCall::PumpOrEnd() {
+  const absl::Status pumped = WithinMemory([this] { Pump(); });
+  if (!pumped.ok()) End(pumped);
 }
 
 void GenerateCall::Pump() {
@@ -140,8 +133,8 @@ void GenerateCall::OnDone() {
 }
 
 void PoolCall::Run(TaskPool& pool, std::function<absl::Status()> compute) {
-  const absl::Status queued =
-      pool.TryRun([this, compute = std::move(compute)] { Finish(ToGrpc(WithinMemory(compute))); });
+  const absl::Status queued = WithinMemory(
+      [&] { return pool.TryRun([this, compute] { Finish(ToGrpc(WithinMemory(compute))); }); });
   if (!queued.ok()) Finish(ToGrpc(queued));
 }
 
