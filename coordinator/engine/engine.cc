@@ -35,6 +35,7 @@ class Engine::Impl {
     const std::lock_guard lock(mutex_);
     CHECK(phase_ == Phase::kNew, "the engine was started before");
     phase_ = Phase::kServing;
+    CHECK(MemoryReserve::Hold(limits::kMemoryReserveBytes), "no memory to hold back");
     last_progress_ = clock_.Now();
     thread_ = std::thread([this] { Run(); });
   }
@@ -61,15 +62,15 @@ class Engine::Impl {
                                       [signals = signals_] { ++signals->num_cancels; });
     signals_->num_queued += num_choices;
     const absl::Time deadline = request.deadline;
-    absl::Status sent = WithinMemory([&] {
+    absl::Status sent = WithinMemory([&]() -> absl::Status {
+      if (deadline < absl::InfiniteFuture()) deadlines_.Watch(deadline, stream);
       return mailbox_.TryPush({std::move(request), *std::move(stops), stream, clock_.Now()});
     });
     if (!sent.ok()) {
       signals_->num_queued -= num_choices;
-      return Refuse(sent, "full");
+      return Refuse(sent, absl::IsResourceExhausted(sent) ? "full" : "unavailable");
     }
     ++num_submitted_;
-    if (deadline < absl::InfiniteFuture()) deadlines_.Watch(deadline, stream);
     return stream;
   }
 
@@ -164,7 +165,8 @@ class Engine::Impl {
     if (!failure_.ok()) return failure_;
     switch (phase_) {
       case Phase::kServing:
-        return absl::OkStatus();
+        // The steps under way go on with what there is; the next round looks for more.
+        return MemoryReserve::held() ? absl::OkStatus() : OutOfMemory();
       case Phase::kNew:
         return Unavailable("the engine has not started");
       case Phase::kDraining:
@@ -190,6 +192,8 @@ class Engine::Impl {
   }
 
   void Run() {
+    // A step serves everybody: what it lacks is nobody's own failure.
+    const MemoryReserve::Access access(true);
     EndIfOutOfMemory("the engine thread", [this] {
       absl::Status why;
       while (why.ok()) why = RoundOrStartOver();
@@ -222,9 +226,9 @@ class Engine::Impl {
   // What an exception has left of the core is not to be trusted: all that it served ends, the core
   // is made anew, and the workers begin with it in the next epoch.
   absl::Status StartOver() {
-    const absl::Status why = ResourceExhausted("the coordinator ran out of memory");
-    LogError("engine: {}", Message(why));
+    const absl::Status& why = OutOfMemory();
     core_->Abandon(why);
+    LogError("engine: out of memory, the reserve too; all requests were ended");
     ASSIGN_OR_RETURN(const Epoch epoch, NextEpoch(why));
     steps_before_ += core_->steps_committed();
     core_ = MakeCore(epoch);
@@ -260,9 +264,10 @@ class Engine::Impl {
     last_progress_ = clock_.Now();
   }
 
-  // Shows others how far the thread is; what they want of it comes back: Unavailable if it is to
-  // end.
+  // Shows others how far the thread is, and makes good what it drew on; what they want of it comes
+  // back: Unavailable if it is to end.
   absl::Status Publish() {
+    MemoryReserve::Hold(limits::kMemoryReserveBytes);
     const std::lock_guard lock(mutex_);
     const int64_t steps_committed = steps_before_ + core_->steps_committed();
     if (steps_committed > seen_.steps_committed || seen_.num_requests == 0) {

@@ -46,6 +46,12 @@ EngineCore::EngineCore(const EngineOptions& options, const ModelLimits& model, P
       blocks_(options.limits.num_blocks, options.limits.tokens_per_block),
       scheduler_(LimitsOf(options), blocks_),
       random_(seed) {
+  // absl's tables do not survive a failed growth: they have all the room they will need. Twice, so
+  // that places of what was erased never make them grow.
+  const sched::SchedulerLimits& limits = scheduler_.limits();
+  const size_t most = 2 * static_cast<size_t>(limits.max_waiting + limits.max_num_seqs);
+  requests_.reserve(most);
+  choices_.reserve(most);
   scheduler_.Rewind(options.epoch);
 }
 
@@ -72,7 +78,12 @@ void EngineCore::Accept(Submission submission) {
   const RequestId id = next_request_++;
   const std::shared_ptr<TokenStream> stream = submission.stream;
   const int32_t num_choices = submission.request.n;
-  const absl::Status taken = WithinMemory([&] { return Take(id, submission); });
+  absl::Status taken;
+  {
+    // What one request needs for itself is no reason to draw on what is kept for all.
+    const MemoryReserve::Access access(false);
+    taken = WithinMemory([&] { return Take(id, submission); });
+  }
   if (taken.ok()) return;
   const auto found = requests_.find(id);
   const size_t num_made = found == requests_.end() ? 0 : found->second->choices.size();

@@ -1,8 +1,9 @@
 // Where std::bad_alloc ends (docs/decisions/0013): at the boundary of one request it is an error as
-// any other; what reaches the boundary of a thread ends the process, named, and its agent starts it
-// again.
+// any other; a thread that serves everybody draws on a reserve instead; what still reaches the
+// boundary of a thread ends the process, named, and its agent starts it again.
 #pragma once
 
+#include <cstddef>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -11,8 +12,12 @@
 
 namespace polyreme {
 
-// Runs `work`, which returns a status or nothing. ResourceExhausted if memory ran out; what `work`
-// was about is then to be given up.
+// Unavailable: "the server is out of memory ...". Made when the program starts, so that saying it
+// takes no memory.
+const absl::Status& OutOfMemory();
+
+// Runs `work`, which returns a status or nothing. OutOfMemory() if memory ran out; what `work` was
+// about is then to be given up.
 template <class Work>
 absl::Status WithinMemory(Work&& work) {
   try {
@@ -23,7 +28,7 @@ absl::Status WithinMemory(Work&& work) {
       return std::forward<Work>(work)();
     }
   } catch (const std::bad_alloc&) {
-    return ResourceExhausted("the server is out of memory; try again later");
+    return OutOfMemory();
   }
 }
 
@@ -36,5 +41,28 @@ void EndIfOutOfMemory(const char* thread, Work&& work) {
     CHECK(false, "{}: out of memory, and nobody could make do without", thread);
   }
 }
+
+// Memory of the process, held back for threads whose failure would be everybody's. When an
+// allocation of a thread that may draw on it fails, all of it is let go and the allocation is tried
+// again; others get std::bad_alloc at once. Any thread.
+class MemoryReserve {
+ public:
+  // Holds so many bytes from now on, or tries to again after it was drawn on. False: memory is
+  // short still, and nothing more should be begun. Cheap while it is held.
+  static bool Hold(size_t num_bytes) noexcept;
+  static bool held() noexcept;
+
+  // While it lives, the calling thread may draw on the reserve, or no longer may. They nest.
+  class Access {
+   public:
+    explicit Access(bool may_draw) noexcept;
+    ~Access();
+    Access(const Access&) = delete;
+    Access& operator=(const Access&) = delete;
+
+   private:
+    const bool before_;
+  };
+};
 
 }  // namespace polyreme

@@ -7,5 +7,5 @@ polyreme_test(coordinator_api_test
 # Replaces operator new.
 polyreme_test(coordinator_out_of_memory_test
   SOURCES api/failing_allocation.cc api/out_of_memory_test.cc api/raw_client.cc
-  DEPS polyreme_api
+  DEPS polyreme_api polyreme_scheduler_harness
   LABELS threads)
