@@ -228,6 +228,7 @@ class Engine::Impl {
   absl::Status StartOver() {
     const absl::Status& why = OutOfMemory();
     core_->Abandon(why);
+    MemoryReserve::Hold(limits::kMemoryReserveBytes);  // what they held is free
     LogError("engine: out of memory, the reserve too; all requests were ended");
     ASSIGN_OR_RETURN(const Epoch epoch, NextEpoch(why));
     steps_before_ += core_->steps_committed();
