@@ -84,15 +84,16 @@ void HttpServer::Impl::OnAcceptable() {
   ErrorCode error;
   while (!shared_->stopping && !error) {
     const std::shared_ptr<Loop>& loop = loops_[next_loop_++ % loops_.size()];
-    WithinMemory([&] {
+    const absl::Status taken = WithinMemory([&] {
       tcp::socket socket(loop->context());
       acceptor_->accept(socket, error);
       if (!error) Take(std::move(socket), loop);
-    }).IgnoreError();
+    });
+    if (!taken.ok()) error = asio::error::no_memory;
   }
   if (shared_->stopping) return;
   if (error == asio::error::would_block || error == asio::error::try_again) return Accept();
-  // Out of descriptors, most likely: trying again at once would spin.
+  // Out of descriptors, most likely, or of memory: trying again at once would spin.
   const absl::Status pauses = WithinMemory([&] {
     LogWarning("cannot accept a connection: {}", error.message());
     accept_pause_->expires_after(std::chrono::milliseconds(100));
