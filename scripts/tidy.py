@@ -34,6 +34,8 @@ BANNED = [
 ALLOWED = {
     "parallel/base/status.cc": ["errors are values"],
     "parallel/base/clock.cc": ["time comes from parallel/base/clock.h"],
+    # The handler of a failed allocation is told nothing but by the thread that it runs on.
+    "parallel/base/out_of_memory.cc": ["no ambient state"],
     # gRPC's deadlines are wall-clock times.
     "worker/run/cluster_client.cc": ["time comes from parallel/base/clock.h"],
     "coordinator/engine/cluster.cc": ["time comes from parallel/base/clock.h"],

@@ -1,17 +1,17 @@
 // Who holds whom: the connection holds the Generation (through its on_closed callback) until the
 // answer has ended or the client is gone; the Generation holds the responder and the streams; the
-// streams' notices hold it weakly. All but Start runs on the connection's thread, so there is
+// streams' notice holds it weakly. All but Start runs on the connection's thread, so there is
 // nothing to lock.
 #include "coordinator/api/generation.h"
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "coordinator/api/answer.h"
 #include "coordinator/api/api_error.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -29,6 +29,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
         answer_(call_, http_id, context),
         responder_(std::move(responder)) {}
 
+  ~Generation();
+
   void Start();
 
  private:
@@ -38,7 +40,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
   };
 
   absl::Status Submit();
-  void RequestPump();
+  void Begin();
+  // Ends the answer with an error if `work` runs out of memory; with the connection, if there is
+  // none even for the error.
+  template <class Work>
+  void RunOrFail(Work work);
   void Pump();
   // False when nothing more can be done now.
   bool Drain(size_t prompt);
@@ -55,26 +61,27 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::string events_;  // not yet written
   bool has_started_ = false;
   bool has_ended_ = false;
-  std::atomic<bool> pump_is_requested_{false};
+  std::shared_ptr<HttpNotice> notice_;  // that there is something to pump
 };
 
+Generation::~Generation() {
+  // Dropped by a server that stops: nobody listens any more.
+  if (!has_ended_) CancelAll();
+}
+
 void Generation::Start() {
-  const std::shared_ptr<Generation> self = shared_from_this();
-  if (const absl::Status submitted = Submit(); !submitted.ok()) {
-    CancelAll();
-    return responder_->Send(ErrorResponse(submitted));
-  }
-  responder_->SetOnClosed([self] { self->CancelAll(); });
-  responder_->SetOnRoom([self] { self->Pump(); });
-  for (const Stream& stream : streams_) {
-    stream.tokens->SetNotify([weak = weak_from_this()] {
-      if (const std::shared_ptr<Generation> alive = weak.lock()) alive->RequestPump();
-    });
-  }
-  RequestPump();  // for what came before the notices were set
+  const absl::Status begun = WithinMemory([this]() -> absl::Status {
+    RETURN_IF_ERROR(Submit());
+    responder_->Post([self = shared_from_this()] { self->RunOrFail([&] { self->Begin(); }); });
+    return absl::OkStatus();
+  });
+  if (begun.ok()) return;
+  CancelAll();
+  if (!WithinMemory([&] { responder_->Send(ErrorResponse(begun)); }).ok()) responder_->Cut();
 }
 
 absl::Status Generation::Submit() {
+  streams_.reserve(call_.requests.size());
   for (const engine::GenerateRequest& request : call_.requests) {
     ASSIGN_OR_RETURN(std::shared_ptr<engine::TokenStream> stream, context_.backend.Submit(request));
     streams_.push_back({.tokens = std::move(stream)});
@@ -82,15 +89,31 @@ absl::Status Generation::Submit() {
   return absl::OkStatus();
 }
 
-void Generation::RequestPump() {
-  if (pump_is_requested_.exchange(true)) return;
-  responder_->Post([self = shared_from_this()] {
-    self->pump_is_requested_ = false;
-    self->Pump();
+// From here on all is on the connection's thread.
+void Generation::Begin() {
+  responder_->SetOnClosed([self = shared_from_this()] { self->CancelAll(); });
+  responder_->SetOnRoom([self = shared_from_this()] { self->RunOrFail([&] { self->Pump(); }); });
+  // Whoever gives notice is the engine, which is not to fail for one client's sake: the memory for
+  // it is taken now.
+  notice_ = responder_->MakeNotice([weak = weak_from_this()] {
+    const std::shared_ptr<Generation> self = weak.lock();
+    if (self != nullptr) self->RunOrFail([&] { self->Pump(); });
   });
+  for (const Stream& stream : streams_) {
+    stream.tokens->SetNotify([notice = notice_] { notice->Give(); });
+  }
+  Pump();
+}
+
+template <class Work>
+void Generation::RunOrFail(Work work) {
+  const absl::Status done = WithinMemory(work);
+  if (done.ok()) return;
+  if (!WithinMemory([&] { Fail(done); }).ok()) responder_->Cut();
 }
 
 void Generation::Pump() {
+  if (has_ended_) return;
   bool has_room = true;
   for (size_t i = 0; i < streams_.size() && has_room; ++i) has_room = Drain(i);
   if (has_ended_) return;
@@ -100,7 +123,7 @@ void Generation::Pump() {
   Flush();
   // Held back by this round's own events alone: an answer that is kept always has room and says so
   // to nobody.
-  if (!has_room && responder_->pending_bytes() <= kHighWaterBytes) RequestPump();
+  if (!has_room && responder_->pending_bytes() <= kHighWaterBytes) notice_->Give();
 }
 
 bool Generation::Drain(size_t prompt) {
@@ -125,10 +148,11 @@ bool Generation::Drain(size_t prompt) {
 void Generation::Flush() {
   if (events_.empty()) return;
   if (!has_started_) {
-    has_started_ = true;
     responder_->StartStream(
         {.content_type = "text/event-stream; charset=utf-8",
          .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
+    // Not before: a head that could not be made was not sent.
+    has_started_ = true;
   }
   responder_->Write(std::exchange(events_, ""));
 }

@@ -5,6 +5,7 @@
 #include "coordinator/api/proto_request.h"
 #include "parallel/base/limits.h"
 #include "parallel/base/log.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 
@@ -24,8 +25,12 @@ void GenerateCall::Start(const absl::Status& refusal) {
   if (!fits)
     return End(ResourceExhausted("expected at most {} calls at once", limits::kMaxGrpcCalls));
   if (const absl::Status room = work_.context.backend.CheckRoom(); !room.ok()) return End(room);
-  const absl::Status queued =
-      work_.context.pool.TryRun([self = shared_from_this()] { self->ParseAndSubmit(); });
+  const absl::Status queued = WithinMemory([&] {
+    return work_.context.pool.TryRun([self = shared_from_this()] {
+      const absl::Status done = WithinMemory([&] { self->ParseAndSubmit(); });
+      if (!done.ok()) self->End(done);
+    });
+  });
   if (queued.ok()) return;
   work_.context.metrics.RequestRefused("full");
   End(queued);
@@ -59,15 +64,14 @@ void GenerateCall::ParseAndSubmit() {
   });
 }
 
-void GenerateCall::RequestPump() {
-  if (pump_is_requested_.exchange(true)) return;
-  const absl::Status queued = work_.pump.TryRun([self = shared_from_this()] {
-    self->pump_is_requested_ = false;
-    self->Pump();
-  });
-  // The queue holds one entry of every call there can be: it is only ever refused by a server that
-  // stops.
-  if (!queued.ok()) LogWarning("a call's output waits: {}", Message(queued));
+// Takes no memory: whoever gives notice is the engine, which is not to fail for one client's sake.
+void GenerateCall::RequestPump() noexcept {
+  work_.pump.Give(std::shared_ptr<Errand>(shared_from_this(), &pump_));
+}
+
+void GenerateCall::PumpOrEnd() {
+  const absl::Status pumped = WithinMemory([this] { Pump(); });
+  if (!pumped.ok()) End(pumped);
 }
 
 void GenerateCall::Pump() {
@@ -129,8 +133,8 @@ void GenerateCall::OnDone() {
 }
 
 void PoolCall::Run(TaskPool& pool, std::function<absl::Status()> compute) {
-  const absl::Status queued =
-      pool.TryRun([this, compute = std::move(compute)] { Finish(ToGrpc(compute())); });
+  const absl::Status queued = WithinMemory(
+      [&] { return pool.TryRun([this, compute] { Finish(ToGrpc(WithinMemory(compute))); }); });
   if (!queued.ok()) Finish(ToGrpc(queued));
 }
 

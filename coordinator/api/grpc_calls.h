@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "coordinator/api/backend.h"
+#include "coordinator/api/errand.h"
 #include "coordinator/api/task_pool.h"
 #include "proto/api.grpc.pb.h"
 
@@ -50,7 +51,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
 
  private:
   void ParseAndSubmit();
-  void RequestPump();
+  void RequestPump() noexcept;
+  void PumpOrEnd();
   void Pump();
   // Ends the call once; waits for a write that is under way.
   void End(const absl::Status& status);
@@ -59,8 +61,20 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
   const v1::GenerateRequest request_;
   const absl::Time deadline_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
-  std::atomic<bool> pump_is_requested_{false};
-  v1::GenerateReply reply_;  // being written
+  v1::GenerateReply reply_;             // being written
+
+  class PumpErrand final : public Errand {
+   public:
+    explicit PumpErrand(GenerateCall& call) : call_(call) {}
+    void Run() override { call_.PumpOrEnd(); }
+    void GiveUp() noexcept override {
+      CHECK(false, "a call's end: out of memory, and nobody could make do without");
+    }
+
+   private:
+    GenerateCall& call_;
+  };
+  PumpErrand pump_{*this};
 
   std::mutex mutex_;
   std::shared_ptr<engine::TokenStream> stream_;  // guarded by mutex_

@@ -19,9 +19,18 @@
 
 namespace polyreme::api {
 
+// The same work, again and again, on a connection's thread.
+class HttpNotice {
+ public:
+  virtual ~HttpNotice() = default;
+  // Several before the work has begun are one. Takes no memory. Any thread.
+  virtual void Give() noexcept = 0;
+};
+
 // The answer to one request: one Send, or StartStream, any number of Writes, and Finish. All from
 // any thread; calls behind the answer's end or the client's leaving do nothing. Dropping the last
-// reference without an answer sends 500.
+// reference without an answer sends 500. A part of the answer that no memory is left for ends the
+// connection, at once if anything was sent already, otherwise with a 503.
 class HttpResponder {
  public:
   virtual ~HttpResponder() = default;
@@ -38,8 +47,13 @@ class HttpResponder {
   // Called once on the connection's thread if the client leaves before the answer's end; at once if
   // it has left.
   virtual void SetOnClosed(std::function<void()> on_closed) = 0;
-  // Runs `work` on the connection's thread; drops it once the server has stopped.
+  // Runs `work` on the connection's thread; drops it once the server has stopped. Work that runs
+  // out of memory ends the connection.
   virtual void Post(std::function<void()> work) = 0;
+  // As Post, for what may not fail when it is posted.
+  virtual std::shared_ptr<HttpNotice> MakeNotice(std::function<void()> work) = 0;
+  // No memory is left for the rest of the answer. Takes none.
+  virtual void Cut() noexcept = 0;
 };
 
 struct HttpServerOptions {

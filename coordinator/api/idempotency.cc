@@ -11,6 +11,7 @@
 
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/kept_answer.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -78,7 +79,7 @@ class IdempotencyStore::Impl : public std::enable_shared_from_this<IdempotencySt
     absl::Time ended_at;
   };
 
-  std::shared_ptr<KeptAnswer> Make(const std::string& id, std::string fingerprint,
+  std::shared_ptr<KeptAnswer> Make(const std::string& id, uint64_t number,
                                    const std::shared_ptr<HttpResponder>& host);
   bool Reserve(const std::string& id, uint64_t number, int64_t num_bytes);
   void OnEnd(const std::string& id, uint64_t number, KeptAnswer::End end);
@@ -114,8 +115,14 @@ std::shared_ptr<HttpResponder> IdempotencyStore::Impl::Admit(
     const auto found = entries_.find(id);
     if (found == entries_.end()) {
       if (std::ssize(entries_) < options_.max_keys || DropOldest()) {
-        answer = Make(id, std::move(fingerprint), client);
+        // The entry last: whoever is in it has a recorder, whose end is the entry's end.
+        const uint64_t number = ++num_made_;
+        answer = Make(id, number, client);
         recorder = answer->MakeRecorder();
+        Entry& entry = entries_[id];
+        entry.number = number;
+        entry.fingerprint = std::move(fingerprint);
+        entry.answer = answer;
       } else {
         refusal = ErrorResponse(
             429, fmt::format("Idempotency-Key: {} keyed requests are running, as many as may be",
@@ -141,26 +148,23 @@ std::shared_ptr<HttpResponder> IdempotencyStore::Impl::Admit(
     client->Send(std::move(refusal));
     return nullptr;
   }
-  answer->Follow(std::move(client),
-                 recorder != nullptr ? KeptAnswer::Hearing::kFirst : KeptAnswer::Hearing::kAgain);
-  return recorder;
+  const KeptAnswer::Hearing hearing =
+      recorder != nullptr ? KeptAnswer::Hearing::kFirst : KeptAnswer::Hearing::kAgain;
+  if (WithinMemory([&] { answer->Follow(client, hearing); }).ok()) return recorder;
+  if (recorder != nullptr) recorder->Cut();
+  client->Cut();
+  return nullptr;
 }
 
 std::shared_ptr<KeptAnswer> IdempotencyStore::Impl::Make(
-    const std::string& id, std::string fingerprint, const std::shared_ptr<HttpResponder>& host) {
-  const uint64_t number = ++num_made_;
+    const std::string& id, uint64_t number, const std::shared_ptr<HttpResponder>& host) {
   const std::shared_ptr<Impl> self = shared_from_this();
   KeptAnswer::Keeper keeper;
   keeper.reserve = [self, id, number](int64_t num_bytes) {
     return self->Reserve(id, number, num_bytes);
   };
   keeper.on_end = [self, id, number](KeptAnswer::End end) { self->OnEnd(id, number, end); };
-  auto answer = std::make_shared<KeptAnswer>(host, std::move(keeper), clock_, options_.ttl);
-  Entry& entry = entries_[id];
-  entry.number = number;
-  entry.fingerprint = std::move(fingerprint);
-  entry.answer = answer;
-  return answer;
+  return std::make_shared<KeptAnswer>(host, std::move(keeper), clock_, options_.ttl);
 }
 
 IdempotencyStore::Impl::Entry* IdempotencyStore::Impl::Find(const std::string& id,
@@ -188,13 +192,13 @@ void IdempotencyStore::Impl::OnEnd(const std::string& id, uint64_t number, KeptA
   Entry* entry = Find(id, number);
   if (entry == nullptr || entry->has_ended) return;
   if (end == KeptAnswer::End::kNothing) return Drop(id);
+  ended_.push_back(id);
   if (end == KeptAnswer::End::kTooLarge) {
     entry->answer = nullptr;
     num_bytes_ -= std::exchange(entry->num_bytes, 0);
   }
   entry->has_ended = true;
   entry->ended_at = clock_.Now();
-  ended_.push_back(id);
 }
 
 void IdempotencyStore::Impl::Drop(const std::string& id) {

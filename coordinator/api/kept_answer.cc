@@ -4,12 +4,11 @@
 #include "coordinator/api/kept_answer.h"
 
 #include <algorithm>
-#include <atomic>
 #include <utility>
-#include <vector>
 
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/openai_json.h"
+#include "parallel/base/out_of_memory.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::api {
@@ -26,32 +25,51 @@ bool SaysNothingWasGenerated(int32_t code) {
 
 }  // namespace
 
-// A client and how far it is; but for the flag, touched on its connection's thread.
+// A client and how far it is; but for the notice, touched on its connection's thread.
 struct KeptAnswer::Follower {
   std::shared_ptr<HttpResponder> client;
   Hearing hearing = Hearing::kFirst;
   bool has_started = false;
   size_t num_sent = 0;
-  std::atomic<bool> pump_is_requested{false};
+  std::shared_ptr<HttpNotice> notice;  // that there is more
 };
 
 class KeptAnswer::Recorder final : public HttpResponder {
  public:
   explicit Recorder(std::shared_ptr<KeptAnswer> answer) : answer_(std::move(answer)) {}
-  ~Recorder() override { answer_->Break(); }
+  ~Recorder() override {
+    CutIfOutOfMemory([this] { answer_->Break(); });
+  }
 
-  void Send(HttpResponse response) override { answer_->Send(std::move(response)); }
+  void Send(HttpResponse response) override {
+    CutIfOutOfMemory([&] { answer_->Send(std::move(response)); });
+  }
   void StartStream(HttpResponse head) override { answer_->StartStream(std::move(head)); }
-  void Write(std::string bytes) override { answer_->Write(std::move(bytes)); }
-  void Finish() override { answer_->Finish(); }
+  void Write(std::string bytes) override {
+    CutIfOutOfMemory([&] { answer_->Write(std::move(bytes)); });
+  }
+  void Finish() override {
+    CutIfOutOfMemory([this] { answer_->Finish(); });
+  }
   int64_t pending_bytes() const override { return 0; }
   void SetOnRoom(std::function<void()>) override {}  // there always is
   void SetOnClosed(std::function<void()> on_closed) override {
     answer_->SetOnClosed(std::move(on_closed));
   }
-  void Post(std::function<void()> work) override { answer_->Post(std::move(work)); }
+  void Post(std::function<void()> work) override {
+    if (const auto notice = MakeNotice(std::move(work)); notice != nullptr) notice->Give();
+  }
+  std::shared_ptr<HttpNotice> MakeNotice(std::function<void()> work) override {
+    return answer_->MakeNotice(std::move(work));
+  }
+  void Cut() noexcept override { answer_->Cut(); }
 
  private:
+  template <class Work>
+  void CutIfOutOfMemory(Work work) noexcept {
+    if (!WithinMemory(work).ok()) answer_->Cut();
+  }
+
   const std::shared_ptr<KeptAnswer> answer_;
 };
 
@@ -71,6 +89,12 @@ void KeptAnswer::Follow(std::shared_ptr<HttpResponder> client, Hearing hearing) 
   auto follower = std::make_shared<Follower>();
   follower->client = std::move(client);
   follower->hearing = hearing;
+  follower->notice = follower->client->MakeNotice(
+      [answer = weak_from_this(), whom = std::weak_ptr<Follower>(follower)] {
+        const std::shared_ptr<KeptAnswer> self = answer.lock();
+        const std::shared_ptr<Follower> alive = whom.lock();
+        if (self != nullptr && alive != nullptr) self->Pump(alive);
+      });
   {
     const std::lock_guard lock(mutex_);
     followers_.push_back(follower);
@@ -78,7 +102,7 @@ void KeptAnswer::Follow(std::shared_ptr<HttpResponder> client, Hearing hearing) 
   const std::shared_ptr<KeptAnswer> self = shared_from_this();
   follower->client->SetOnClosed([self, follower] { self->Leave(follower); });
   follower->client->SetOnRoom([self, follower] { self->Pump(follower); });
-  Wake(follower);
+  follower->notice->Give();
 }
 
 void KeptAnswer::Send(HttpResponse response) {
@@ -168,14 +192,20 @@ void KeptAnswer::SetOnClosed(std::function<void()> on_closed) {
   on_closed();
 }
 
-void KeptAnswer::Post(std::function<void()> work) {
+std::shared_ptr<HttpNotice> KeptAnswer::MakeNotice(std::function<void()> work) {
+  // Who gives notice to an answer that has ended gives it to nobody.
+  class ToNobody final : public HttpNotice {
+    void Give() noexcept override {}
+  };
   std::shared_ptr<HttpResponder> host;
   {
     const std::lock_guard lock(mutex_);
     host = host_;
   }
-  if (host == nullptr) return;
-  host->Post([self = shared_from_this(), work = std::move(work)] {
+  if (host == nullptr) return std::make_shared<ToNobody>();
+  return host->MakeNotice([answer = weak_from_this(), work = std::move(work)] {
+    const std::shared_ptr<KeptAnswer> self = answer.lock();
+    if (self == nullptr) return;
     if (self->IsAbandoned()) return self->Cancel();
     work();
   });
@@ -188,7 +218,7 @@ bool KeptAnswer::IsAbandoned() const {
 
 // On the thread that makes the answer, as everything that touches the generation.
 void KeptAnswer::CancelIfAbandoned() {
-  if (IsAbandoned()) Post([] {});
+  if (IsAbandoned()) MakeNotice([] {})->Give();
 }
 
 void KeptAnswer::Cancel() {
@@ -203,21 +233,25 @@ void KeptAnswer::Cancel() {
   Break();
 }
 
-void KeptAnswer::WakeAll() {
-  std::vector<std::shared_ptr<Follower>> followers;
-  {
-    const std::lock_guard lock(mutex_);
-    followers.assign(followers_.begin(), followers_.end());
-  }
-  for (const std::shared_ptr<Follower>& follower : followers) Wake(follower);
+void KeptAnswer::WakeAll() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (const std::shared_ptr<Follower>& follower : followers_) follower->notice->Give();
 }
 
-void KeptAnswer::Wake(const std::shared_ptr<Follower>& follower) {
-  if (follower->pump_is_requested.exchange(true)) return;
-  follower->client->Post([self = shared_from_this(), follower] {
-    follower->pump_is_requested = false;
-    self->Pump(follower);
-  });
+void KeptAnswer::Cut() noexcept {
+  keeper_.on_end(End::kNothing);
+  std::function<void()> cancel;
+  std::shared_ptr<HttpResponder> host;
+  {
+    const std::lock_guard lock(mutex_);
+    if (has_ended_) return;
+    has_ended_ = true;
+    is_cancelled_ = true;
+    cancel = std::exchange(on_closed_, nullptr);
+    host = std::exchange(host_, nullptr);
+    for (const std::shared_ptr<Follower>& follower : followers_) follower->client->Cut();
+  }
+  if (cancel) cancel();
 }
 
 // On the follower's connection's thread. One slice at a time: what is written counts as pending
@@ -255,7 +289,7 @@ void KeptAnswer::Pump(const std::shared_ptr<Follower>& follower) {
   }
   if (!slice.empty()) client.Write(std::move(slice));
   if (!is_last) {
-    if (!slice.empty()) Wake(follower);
+    if (!slice.empty()) follower->notice->Give();
     return;
   }
   client.Finish();

@@ -61,12 +61,13 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   void Finish();
   void Break();  // there will be no more
   void SetOnClosed(std::function<void()> on_closed);
-  void Post(std::function<void()> work);
+  std::shared_ptr<HttpNotice> MakeNotice(std::function<void()> work);
+  // There will be no more, for want of memory: all who wait are told by their connections' ends.
+  void Cut() noexcept;
 
   bool IsAbandoned() const;
   void EndWith(End end);
-  void WakeAll();
-  void Wake(const std::shared_ptr<Follower>& follower);
+  void WakeAll() noexcept;
   void Pump(const std::shared_ptr<Follower>& follower);
   void Leave(const std::shared_ptr<Follower>& follower);
 

@@ -13,6 +13,7 @@
 #include "coordinator/api/openai_request.h"
 #include "coordinator/api/task_pool.h"
 #include "coordinator/text/tokenizer.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -22,6 +23,10 @@ using Parse = absl::StatusOr<GenerationCall> (*)(const Json&, const std::string&
 using Compute = absl::StatusOr<Json> (*)(const Json&, const ApiContext&);
 using Handler = std::function<void(HttpRequest, std::shared_ptr<HttpResponder>)>;
 
+void SendOrCut(HttpResponder& responder, const absl::Status& error) {
+  if (!WithinMemory([&] { responder.Send(ErrorResponse(error)); }).ok()) responder.Cut();
+}
+
 // Runs `work` on the pool; its error is the answer, and so is a full pool.
 void RunOnPool(
     const ApiContext& context, HttpRequest request, std::shared_ptr<HttpResponder> responder,
@@ -30,10 +35,11 @@ void RunOnPool(
   auto carried = std::make_shared<HttpRequest>(std::move(request));
   const absl::Status queued =
       context.pool.TryRun([&context, carried, responder, work = std::move(work)] {
-        const absl::Status done = work(*carried, responder);
+        const absl::Status done = WithinMemory([&] { return work(*carried, responder); });
         if (done.ok()) return;
-        context.metrics.RequestRefused("invalid");
-        responder->Send(ErrorResponse(done));
+        const char* reason = absl::IsUnavailable(done) ? "unavailable" : "invalid";
+        WithinMemory([&] { context.metrics.RequestRefused(reason); }).IgnoreError();
+        SendOrCut(*responder, done);
       });
   if (queued.ok()) return;
   context.metrics.RequestRefused("full");
@@ -65,9 +71,10 @@ Handler Generates(const ApiContext& context, Parse parse) {
                                 const std::shared_ptr<HttpResponder>& client) -> absl::Status {
                 const auto answer = context.idempotency.Admit(carried, client);
                 if (answer == nullptr) return absl::OkStatus();
-                absl::Status started = Generate(context, parse, carried, answer);
+                absl::Status started =
+                    WithinMemory([&] { return Generate(context, parse, carried, answer); });
                 // Others may wait for it under the same key.
-                if (!started.ok() && answer != client) answer->Send(ErrorResponse(started));
+                if (!started.ok() && answer != client) SendOrCut(*answer, started);
                 return started;
               });
   };

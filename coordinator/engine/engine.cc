@@ -11,6 +11,7 @@
 #include "coordinator/engine/metrics.h"
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/log.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::engine {
 
@@ -24,8 +25,8 @@ class Engine::Impl {
         clock_(clock),
         metrics_(metrics),
         signals_(std::make_shared<EngineSignals>()),
-        core_(options, model, {link, tokenizer, clock, metrics, signals_},
-              options.seed.has_value() ? *options.seed : std::random_device()()),
+        tokenizer_(tokenizer),
+        core_(MakeCore(options.epoch)),
         mailbox_(limits::kMaxMailbox) {}
 
   ~Impl() { Stop(); }
@@ -34,6 +35,7 @@ class Engine::Impl {
     const std::lock_guard lock(mutex_);
     CHECK(phase_ == Phase::kNew, "the engine was started before");
     phase_ = Phase::kServing;
+    CHECK(MemoryReserve::Hold(limits::kMemoryReserveBytes), "no memory to hold back");
     last_progress_ = clock_.Now();
     thread_ = std::thread([this] { Run(); });
   }
@@ -60,14 +62,15 @@ class Engine::Impl {
                                       [signals = signals_] { ++signals->num_cancels; });
     signals_->num_queued += num_choices;
     const absl::Time deadline = request.deadline;
-    absl::Status sent =
-        mailbox_.TryPush({std::move(request), *std::move(stops), stream, clock_.Now()});
+    absl::Status sent = WithinMemory([&]() -> absl::Status {
+      if (deadline < absl::InfiniteFuture()) deadlines_.Watch(deadline, stream);
+      return mailbox_.TryPush({std::move(request), *std::move(stops), stream, clock_.Now()});
+    });
     if (!sent.ok()) {
       signals_->num_queued -= num_choices;
-      return Refuse(sent, "full");
+      return Refuse(sent, absl::IsResourceExhausted(sent) ? "full" : "unavailable");
     }
     ++num_submitted_;
-    if (deadline < absl::InfiniteFuture()) deadlines_.Watch(deadline, stream);
     return stream;
   }
 
@@ -162,7 +165,8 @@ class Engine::Impl {
     if (!failure_.ok()) return failure_;
     switch (phase_) {
       case Phase::kServing:
-        return absl::OkStatus();
+        // The steps under way go on with what there is; the next round looks for more.
+        return MemoryReserve::held() ? absl::OkStatus() : OutOfMemory();
       case Phase::kNew:
         return Unavailable("the engine has not started");
       case Phase::kDraining:
@@ -179,53 +183,99 @@ class Engine::Impl {
     return why;
   }
 
+  std::unique_ptr<EngineCore> MakeCore(Epoch epoch) const {
+    EngineOptions options = options_;
+    options.epoch = epoch;
+    return std::make_unique<EngineCore>(
+        options, model_, EngineCore::Parts{link_, tokenizer_, clock_, metrics_, signals_},
+        options.seed.has_value() ? *options.seed : std::random_device()());
+  }
+
   void Run() {
-    absl::Status why;
-    while (true) {
-      while (std::optional<Submission> submission = mailbox_.TryPop()) {
-        core_.Accept(*std::move(submission));
-        ++num_taken_;
-      }
-      why = core_.RunOnce();
-      if (!why.ok()) why = Recover(why);
-      if (!why.ok()) break;
-      if (gives_up_) core_.CloseAll(Unavailable("the server is shutting down"));
-      why = Publish();
-      if (!why.ok()) break;
-      if (core_.idle()) mailbox_.WaitUntil(clock_.Now() + limits::kEngineIdle);
+    // A step serves everybody: what it lacks is nobody's own failure.
+    const MemoryReserve::Access access(true);
+    EndIfOutOfMemory("the engine thread", [this] {
+      absl::Status why;
+      while (why.ok()) why = RoundOrStartOver();
+      End(why);
+    });
+  }
+
+  absl::Status RoundOrStartOver() {
+    try {
+      return Round();
+    } catch (const std::bad_alloc&) {
+      return StartOver();
     }
-    End(why);
+  }
+
+  absl::Status Round() {
+    while (std::optional<Submission> submission = mailbox_.TryPop()) {
+      ++num_taken_;
+      core_->Accept(*std::move(submission));
+    }
+    absl::Status why = core_->RunOnce();
+    if (!why.ok()) why = Recover(why);
+    RETURN_IF_ERROR(why);
+    if (gives_up_) core_->CloseAll(Unavailable("the server is shutting down"));
+    RETURN_IF_ERROR(Publish());
+    if (core_->idle()) mailbox_.WaitUntil(clock_.Now() + limits::kEngineIdle);
+    return absl::OkStatus();
+  }
+
+  // What an exception has left of the core is not to be trusted: all that it served ends, the core
+  // is made anew, and the workers begin with it in the next epoch.
+  absl::Status StartOver() {
+    const absl::Status& why = OutOfMemory();
+    core_->Abandon(why);
+    MemoryReserve::Hold(limits::kMemoryReserveBytes);  // what they held is free
+    LogError("engine: out of memory, the reserve too; all requests were ended");
+    ASSIGN_OR_RETURN(const Epoch epoch, NextEpoch(why));
+    steps_before_ += core_->steps_committed();
+    core_ = MakeCore(epoch);
+    EndRecovery(epoch);
+    return Publish();
   }
 
   // The next epoch, with what ran computed again; or why there is none.
   absl::Status Recover(const absl::Status& why) {
-    const absl::Time begin = clock_.Now();
+    ASSIGN_OR_RETURN(const Epoch epoch, NextEpoch(why));
+    core_->NoteLoss(why);
+    core_->Rewind(epoch);
+    EndRecovery(epoch);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Epoch> NextEpoch(const absl::Status& why) {
     {
       const std::lock_guard lock(mutex_);
       if (phase_ == Phase::kStopping) return why;
       recovering_ = Message(why);
     }
+    recovery_began_ = clock_.Now();
     metrics_.Recovering();
-    ASSIGN_OR_RETURN(const Epoch epoch, link_.Recover(why));
-    core_.NoteLoss(why);
-    core_.Rewind(epoch);
-    metrics_.Recovered(clock_.Now() - begin);
+    return link_.Recover(why);
+  }
+
+  void EndRecovery(Epoch epoch) {
+    metrics_.Recovered(clock_.Now() - recovery_began_);
     const std::lock_guard lock(mutex_);
     recovering_.clear();
     epoch_ = epoch;
     last_progress_ = clock_.Now();
-    return absl::OkStatus();
   }
 
-  // Shows others how far the thread is; what they want of it comes back: Unavailable if it is to
-  // end.
+  // Shows others how far the thread is, and makes good what it drew on; what they want of it comes
+  // back: Unavailable if it is to end.
   absl::Status Publish() {
+    MemoryReserve::Hold(limits::kMemoryReserveBytes);
     const std::lock_guard lock(mutex_);
-    if (core_.steps_committed() > seen_.steps_committed || seen_.num_requests == 0) {
+    const int64_t steps_committed = steps_before_ + core_->steps_committed();
+    if (steps_committed > seen_.steps_committed || seen_.num_requests == 0) {
       last_progress_ = clock_.Now();
     }
-    seen_ = {num_taken_, core_.num_requests(), core_.num_running(), core_.num_waiting(),
-             core_.steps_committed()};
+    seen_ = {num_taken_, core_->num_requests(), core_->num_running(), core_->num_waiting(),
+             steps_committed};
     if (phase_ == Phase::kDraining) changed_.notify_all();
     if (phase_ == Phase::kStopping) return Unavailable("the engine has stopped");
     return absl::OkStatus();
@@ -244,11 +294,11 @@ class Engine::Impl {
     }
     const absl::Status reason = failed ? failure_ : Unavailable("the server is shutting down");
     mailbox_.Close(reason);
-    core_.CloseAll(reason);
+    core_->CloseAll(reason);
     CloseMailbox(reason);
     const std::lock_guard lock(mutex_);
     phase_ = Phase::kEnded;
-    seen_ = {num_submitted_, 0, 0, 0, core_.steps_committed()};
+    seen_ = {num_submitted_, 0, 0, 0, steps_before_ + core_->steps_committed()};
     changed_.notify_all();
   }
 
@@ -265,7 +315,10 @@ class Engine::Impl {
   const Clock& clock_;
   Metrics& metrics_;
   const std::shared_ptr<EngineSignals> signals_;
-  EngineCore core_;                     // engine thread, once started
+  const text::Tokenizer& tokenizer_;
+  std::unique_ptr<EngineCore> core_;    // engine thread, once started
+  int64_t steps_before_ = 0;            // engine thread; that cores before this one committed
+  absl::Time recovery_began_;           // engine thread
   int64_t num_taken_ = 0;               // engine thread
   std::atomic<bool> gives_up_ = false;  // the time to drain is over
   BoundedQueue<Submission> mailbox_;

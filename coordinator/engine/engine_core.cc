@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "coordinator/engine/deadline_keeper.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::engine {
 namespace {
@@ -45,15 +46,21 @@ EngineCore::EngineCore(const EngineOptions& options, const ModelLimits& model, P
       blocks_(options.limits.num_blocks, options.limits.tokens_per_block),
       scheduler_(LimitsOf(options), blocks_),
       random_(seed) {
+  // absl's tables do not survive a failed growth: they have all the room they will need. Twice, so
+  // that places of what was erased never make them grow.
+  const sched::SchedulerLimits& limits = scheduler_.limits();
+  const size_t most = 2 * static_cast<size_t>(limits.max_waiting + limits.max_num_seqs);
+  requests_.reserve(most);
+  choices_.reserve(most);
   scheduler_.Rewind(options.epoch);
 }
 
 EngineCore::~EngineCore() = default;
 
-sched::SequenceOptions EngineCore::OptionsOf(const GenerateRequest& request, int32_t choice,
-                                             uint64_t seed) const {
+sched::SequenceOptions EngineCore::OptionsOf(const GenerateRequest& request, int64_t first_sequence,
+                                             int32_t choice, uint64_t seed) const {
   sched::SequenceOptions options;
-  options.id = SequenceId{next_sequence_ + choice};
+  options.id = SequenceId{first_sequence + choice};
   options.prompt = request.prompt;
   options.sampling = ToSamplingParams(request, model_, seed, choice);
   options.stop.max_tokens = request.max_tokens;
@@ -63,15 +70,36 @@ sched::SequenceOptions EngineCore::OptionsOf(const GenerateRequest& request, int
   options.stop.stop_tokens = request.stop_token_ids;
   options.scores_prompt = choice == 0 && request.prompt_logprobs >= 0;
   options.priority = request.priority;
-  if (request.n > 1) options.group = SequenceId{next_sequence_};
+  if (request.n > 1) options.group = SequenceId{first_sequence};
   return options;
 }
 
 void EngineCore::Accept(Submission submission) {
+  const RequestId id = next_request_++;
+  const std::shared_ptr<TokenStream> stream = submission.stream;
+  const int32_t num_choices = submission.request.n;
+  absl::Status taken;
+  {
+    // What one request needs for itself is no reason to draw on what is kept for all.
+    const MemoryReserve::Access access(false);
+    taken = WithinMemory([&] { return Take(id, submission); });
+  }
+  if (taken.ok()) return;
+  const auto found = requests_.find(id);
+  const size_t num_made = found == requests_.end() ? 0 : found->second->choices.size();
+  parts_.signals->num_queued -= num_choices - static_cast<int32_t>(num_made);
+  if (found != requests_.end()) return EndRequest(*found->second, taken, "refused");
+  stream->Close(taken);
+}
+
+// May leave a part of the request behind if it fails, but nothing that EndRequest does not end.
+absl::Status EngineCore::Take(RequestId id, Submission& submission) {
   const GenerateRequest& asked = submission.request;
+  const uint64_t seed = asked.seed.has_value() ? *asked.seed : random_();
+  const int64_t first_sequence = std::exchange(next_sequence_, next_sequence_ + asked.n);
   auto owned = std::make_unique<Request>();
   Request& request = *owned;
-  request.id = next_request_++;
+  request.id = id;
   request.num_prompt_tokens = static_cast<int32_t>(asked.prompt.size());
   request.submitted = submission.submitted;
   request.deadline = asked.deadline;
@@ -80,18 +108,17 @@ void EngineCore::Accept(Submission submission) {
   requests_.emplace(request.id, std::move(owned));
   if (request.deadline < absl::InfiniteFuture()) deadlines_.insert({request.deadline, request.id});
 
-  const uint64_t seed = asked.seed.has_value() ? *asked.seed : random_();
   absl::Status admitted;
   for (int32_t i = 0; i < asked.n; ++i) {
-    sched::SequenceOptions options = OptionsOf(asked, i, seed);
-    const SequenceId id = options.id;
-    request.choices.push_back({id, ChoiceOutput(asked, i, parts_.tokenizer, submission.stops)});
+    sched::SequenceOptions options = OptionsOf(asked, first_sequence, i, seed);
+    const SequenceId sequence = options.id;
+    request.choices.push_back(
+        {sequence, ChoiceOutput(asked, i, parts_.tokenizer, submission.stops)});
     ++request.num_unfinished;
-    choices_[id] = {&request, static_cast<size_t>(i)};
+    choices_[sequence] = {&request, static_cast<size_t>(i)};
     admitted.Update(scheduler_.Admit(std::make_unique<sched::Sequence>(std::move(options))));
   }
-  next_sequence_ += asked.n;
-  if (!admitted.ok()) EndRequest(request, admitted, "refused");
+  return admitted;
 }
 
 absl::Status EngineCore::RunOnce() {
@@ -247,6 +274,7 @@ void EngineCore::EndRequest(Request& request, const absl::Status& why, const cha
     if (choice.finished) continue;
     scheduler_.Cancel(choice.sequence);
     choices_.erase(choice.sequence);
+    choice.finished = true;
     if (!choice.started) --parts_.signals->num_queued;
   }
   parts_.metrics.RequestFinished(reason, request.num_prompt_tokens, num_output_tokens);
@@ -323,6 +351,17 @@ void EngineCore::ConfineSuspects() {
     }
   }
   scheduler_.Confine(std::move(only));
+}
+
+void EngineCore::Abandon(const absl::Status& why) {
+  for (const auto& [id, request] : requests_) {
+    for (const Choice& choice : request->choices) {
+      if (!choice.finished && !choice.started) --parts_.signals->num_queued;
+    }
+    request->stream->Close(why);
+  }
+  choices_.clear();
+  requests_.clear();
 }
 
 void EngineCore::CloseAll(const absl::Status& why) {

@@ -58,7 +58,7 @@ class EngineCore {
   // The scheduler's limits for these options.
   static sched::SchedulerLimits LimitsOf(const EngineOptions& options);
 
-  // Takes a request in. If it cannot be queued its stream says why.
+  // Takes a request in. If it cannot be queued, or memory runs out, its stream says why.
   void Accept(Submission submission);
   // One round: drops what was cancelled or ran out of time, plans ahead, submits, waits for the
   // oldest step and delivers its tokens. An error is the link's: no step will be committed any
@@ -73,6 +73,9 @@ class EngineCore {
   void NoteLoss(const absl::Status& why);
   // Ends every request with `why`.
   void CloseAll(const absl::Status& why);
+  // The same after an exception, which may have left anything half done: only the streams are
+  // touched, and nothing may be called any more.
+  void Abandon(const absl::Status& why);
 
   // The last round found nothing to compute: only a new request can change anything.
   bool idle() const { return idle_; }
@@ -114,6 +117,7 @@ class EngineCore {
     absl::Time submitted;
   };
 
+  absl::Status Take(RequestId id, Submission& submission);
   void DropCancelled();
   void DropExpired(absl::Time now);
   absl::Status PlanAhead();
@@ -131,8 +135,8 @@ class EngineCore {
   void ObserveLoad();
   // The next request under suspicion runs alone; all, if there is none.
   void ConfineSuspects();
-  sched::SequenceOptions OptionsOf(const GenerateRequest& request, int32_t choice,
-                                   uint64_t seed) const;
+  sched::SequenceOptions OptionsOf(const GenerateRequest& request, int64_t first_sequence,
+                                   int32_t choice, uint64_t seed) const;
 
   const EngineOptions options_;
   const ModelLimits model_;

@@ -30,6 +30,9 @@ Scheduler::Scheduler(const SchedulerLimits& limits, BlockAllocator& blocks)
   for (int32_t i = limits.step.num_slots - 1; i >= 0; --i) free_slots_.push_back(SlotId{i});
   records_.resize(static_cast<size_t>(limits.stages + 1));
   reusable_.reserve(static_cast<size_t>(limits.step.num_blocks));
+  // It would not survive a failed growth: room for all there can be, and as much for the places of
+  // what was erased.
+  sequences_.reserve(2 * static_cast<size_t>(limits.max_waiting + limits.max_num_seqs));
 }
 
 Scheduler::~Scheduler() = default;

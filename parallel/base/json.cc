@@ -226,6 +226,8 @@ absl::StatusOr<Json> Json::Parse(std::string_view text, const ParseOptions& opti
     if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
       return InvalidArgument("invalid JSON: {}", builder.error());
     }
+  } catch (const std::bad_alloc&) {
+    throw;  // not the text's fault
   } catch (const std::exception& error) {
     return InvalidArgument("invalid JSON: {}", error.what());
   }

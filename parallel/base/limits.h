@@ -100,6 +100,9 @@ inline constexpr int64_t kMaxKeptAnswerBytes = int64_t{64} << 20;
 inline constexpr int64_t kMaxKeptAnswersBytes = int64_t{256} << 20;
 inline constexpr absl::Duration kIdempotencyTtl = absl::Minutes(10);
 
+// Held back for the engine thread: a step of many sequences, several times over.
+inline constexpr size_t kMemoryReserveBytes = size_t{8} << 20;
+
 // Waits inside the cluster.
 inline constexpr absl::Duration kStepPatience = absl::Seconds(120);
 inline constexpr absl::Duration kCollectivePatience = absl::Seconds(120);

@@ -4,3 +4,8 @@ polyreme_test(coordinator_api_test
     api/http_parser_test.cc api/http_server_test.cc api/idempotency_test.cc api/raw_client.cc api/routes_test.cc
   DEPS polyreme_api
   LABELS threads)
+# Replaces operator new.
+polyreme_test(coordinator_out_of_memory_test
+  SOURCES api/failing_allocation.cc api/out_of_memory_test.cc api/raw_client.cc
+  DEPS polyreme_api polyreme_scheduler_harness
+  LABELS threads)
