@@ -76,6 +76,10 @@ int32_t HttpCode(const absl::Status& status) {
   }
 }
 
+bool IsPassing(int32_t code) {
+  return (code >= 400 && code < 500) || code == 503 || code == 504;
+}
+
 Json ErrorJson(int32_t code, std::string_view message) {
   const std::string_view field = code == 400 || code == 404 ? FieldOf(message) : std::string_view();
   return Json::MakeObject({{"message", message},

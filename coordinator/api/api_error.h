@@ -15,6 +15,10 @@ namespace polyreme::api {
 // 401 Unauthenticated, 503 Unavailable, 504 DeadlineExceeded, 501 Unimplemented, 500 otherwise.
 int32_t HttpCode(const absl::Status& status);
 
+// 4xx, 503, 504: refused, or ended by a deadline or a server that stops. Asking again may well give
+// an answer, where any other error is what the request's run came to.
+bool IsPassing(int32_t code);
+
 // The value of the member "error". A message that begins "field: " names that field as param.
 Json ErrorJson(int32_t code, std::string_view message);
 Json ErrorJson(const absl::Status& status);

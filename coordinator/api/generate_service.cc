@@ -4,10 +4,12 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "coordinator/api/grpc_calls.h"
 #include "coordinator/api/health_service.h"
+#include "coordinator/api/idempotency.h"
 #include "coordinator/api/openai_request.h"
 #include "coordinator/api/proto_request.h"
 #include "parallel/base/limits.h"
@@ -17,6 +19,8 @@ namespace polyreme::api {
 namespace {
 
 constexpr int32_t kPumpThreads = 1;
+// A call and a run under a key have one or two each.
+constexpr int32_t kMaxKeptTasks = 4 * (limits::kMaxGrpcCalls + limits::kMaxIdempotencyKeys);
 constexpr int32_t kMaxStreamsPerConnection = 1024;
 
 class GenerationService final : public v1::Generation::CallbackService {
@@ -29,7 +33,9 @@ class GenerationService final : public v1::Generation::CallbackService {
     const auto call = std::make_shared<GenerateCall>(
         work_, *request,
         has_deadline ? absl::FromChrono(context->deadline()) : absl::InfiniteFuture());
-    call->Start(CheckKey(*context));
+    absl::Status refusal = CheckKey(*context);
+    if (refusal.ok()) refusal = ReadIdempotencyKey(context, *call);
+    call->Start(refusal);
     return call.get();
   }
 
@@ -63,12 +69,27 @@ class GenerationService final : public v1::Generation::CallbackService {
   }
 
  private:
-  absl::Status CheckKey(const grpc::CallbackServerContext& context) const {
+  // "" if there is none.
+  static std::string_view Authorization(const grpc::CallbackServerContext& context) {
     const auto found = context.client_metadata().find("authorization");
-    const bool is_there = found != context.client_metadata().end();
-    const std::string_view value =
-        is_there ? std::string_view(found->second.data(), found->second.size())
-                 : std::string_view();
+    if (found == context.client_metadata().end()) return {};
+    return {found->second.data(), found->second.size()};
+  }
+
+  static absl::Status ReadIdempotencyKey(grpc::CallbackServerContext* context, GenerateCall& call) {
+    const auto [begin, end] = context->client_metadata().equal_range("idempotency-key");
+    if (begin == end) return absl::OkStatus();
+    if (std::next(begin) != end) {
+      return InvalidArgument("Idempotency-Key: expected one such header, got several");
+    }
+    ASSIGN_OR_RETURN(const std::string key,
+                     ParseIdempotencyKey({begin->second.data(), begin->second.size()}));
+    call.UnderKey(context, IdOfKey(Authorization(*context), key));
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckKey(const grpc::CallbackServerContext& context) const {
+    const std::string_view value = Authorization(context);
     if (keys_.Opens(value)) return absl::OkStatus();
     return Unauthenticated(
         "expected metadata 'authorization: Bearer <key>' with a key of this server");
@@ -91,13 +112,16 @@ class GrpcServer::Impl {
  public:
   Impl(const ApiContext& context, const ApiKeys& keys)
       : pump_(kPumpThreads, limits::kMaxGrpcCalls),
-        work_{.context = context, .pump = pump_},
+        work_{.context = context,
+              .pump = pump_,
+              .kept = std::make_shared<TaskPool>(1, kMaxKeptTasks)},
         generation_(work_, keys),
         health_(context.backend) {}
 
   ~Impl() {
     Stop(absl::InfinitePast());
     pump_.Stop();
+    work_.kept->Stop();
   }
 
   absl::Status Start(const std::string& host, int32_t port) {

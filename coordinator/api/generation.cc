@@ -177,6 +177,7 @@ void Generation::Fail(const absl::Status& status) {
   events_ += ServerSentEvent(Json::MakeObject({{"error", ErrorJson(status)}}));
   events_ += kLastEvent;
   Flush();
+  if (IsPassing(HttpCode(status))) responder_->DoNotKeep();
   responder_->Finish();
 }
 

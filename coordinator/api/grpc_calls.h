@@ -12,6 +12,8 @@
 
 #include "coordinator/api/backend.h"
 #include "coordinator/api/errand.h"
+#include "coordinator/api/grpc_replies.h"
+#include "coordinator/api/idempotency.h"
 #include "coordinator/api/task_pool.h"
 #include "proto/api.grpc.pb.h"
 
@@ -24,8 +26,9 @@ grpc::Status ToGrpc(const absl::Status& status);
 // lock. Outlives the calls and the tasks of both pools.
 struct GrpcWork {
   const ApiContext& context;
-  TaskPool& pump;                     // carries pieces to calls
-  std::atomic<int32_t> num_calls{0};  // of Generate, running
+  TaskPool& pump;                        // carries pieces to calls
+  const std::shared_ptr<TaskPool> kept;  // one thread, for kept answers; they may hold it longer
+  std::atomic<int32_t> num_calls{0};     // of Generate, running
 };
 
 // Generate: tokenizes on the context's pool, then carries pieces from the engine, one write at a
@@ -42,6 +45,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
   GenerateCall(GrpcWork& work, const v1::GenerateRequest& request, absl::Time deadline)
       : work_(work), request_(request), deadline_(deadline) {}
 
+  // Before Start: the call came with an idempotency-key of this id. context: its own.
+  void UnderKey(grpc::CallbackServerContext* context, std::string id);
   // refusal: an error to answer with at once, or ok.
   void Start(const absl::Status& refusal);
 
@@ -50,7 +55,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
   void OnDone() override;
 
  private:
+  // Answers from what is kept under the call's key, if anything is.
+  bool Rejoins();
+  // Under a key: has the call answered from what is kept, and gives what that is to be recorded by,
+  // if it is this call that runs.
+  absl::StatusOr<std::shared_ptr<HttpResponder>> Admit();
+  KeyedRequest Keyed() const;
   void ParseAndSubmit();
+  enum class Hearing { kFirst, kAgain };
+  void TakeFrom(std::shared_ptr<ReplySource> replies, Hearing hearing);
   void RequestPump() noexcept;
   void PumpOrEnd();
   void Pump();
@@ -60,8 +73,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
   GrpcWork& work_;
   const v1::GenerateRequest request_;
   const absl::Time deadline_;
-  std::shared_ptr<GenerateCall> self_;  // until OnDone
-  v1::GenerateReply reply_;             // being written
+  grpc::CallbackServerContext* context_ = nullptr;  // under a key, until Finish
+  std::string key_id_;                              // empty: without a key
+  std::shared_ptr<GenerateCall> self_;              // until OnDone
+  v1::GenerateReply reply_;                         // being written
 
   class PumpErrand final : public Errand {
    public:
@@ -77,10 +92,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateReply>,
   PumpErrand pump_{*this};
 
   std::mutex mutex_;
-  std::shared_ptr<engine::TokenStream> stream_;  // guarded by mutex_
-  int32_t num_prompt_tokens_ = 0;  // guarded by mutex_; until the first reply has told it
-  bool is_writing_ = false;        // guarded by mutex_
-  bool has_finished_ = false;      // guarded by mutex_; Finish was or is being called
+  std::shared_ptr<ReplySource> replies_;  // guarded by mutex_
+  bool is_writing_ = false;               // guarded by mutex_
+  bool has_finished_ = false;             // guarded by mutex_; Finish was or is being called
   std::optional<absl::Status>
       end_;  // guarded by mutex_; Finish with this when nothing is being written
 };

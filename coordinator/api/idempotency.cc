@@ -11,6 +11,8 @@
 
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/kept_answer.h"
+#include "coordinator/api/openai_json.h"
+#include "coordinator/engine/metrics.h"
 #include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
@@ -25,16 +27,55 @@ std::string Sha256(std::string_view bytes) {
   return hash;
 }
 
-// What must be the same for two requests to be one.
-std::string FingerprintOf(const HttpRequest& request) {
-  return Sha256(Sha256(request.path) + Sha256(request.query) + Sha256(request.body));
-}
-
 absl::Status WrongKey(std::string_view expected, std::string_view value) {
   return InvalidArgument("Idempotency-Key: expected {}, got '{:.100}'", expected, value);
 }
 
+absl::StatusOr<std::string> KeyOf(const HttpRequest& request) {
+  const auto is_key = [](const HttpHeader& header) { return header.name == kHeader; };
+  if (std::count_if(request.headers.begin(), request.headers.end(), is_key) > 1) {
+    return InvalidArgument("Idempotency-Key: expected one such header, got several");
+  }
+  return ParseIdempotencyKey(*request.Header(kHeader));
+}
+
+std::string IdOf(const HttpRequest& request, std::string_view key) {
+  const std::string* authorization = request.Header("authorization");
+  return IdOfKey(authorization == nullptr ? "" : *authorization, key);
+}
+
+KeyedRequest Keyed(const HttpRequest& request, std::string_view key) {
+  return {.id = IdOf(request, key),
+          .fingerprint = FingerprintOf(request.path, request.query, request.body),
+          .overflow =
+              ServerSentEvent(Json::MakeObject({{"error", ErrorJson(AnswerTooLargeToKeep())}})) +
+              std::string(kLastEvent)};
+}
+
+HttpResponse Refusal(const absl::Status& why) {
+  switch (why.code()) {
+    case absl::StatusCode::kAlreadyExists:
+      return ErrorResponse(422, Message(why));
+    case absl::StatusCode::kFailedPrecondition:
+      return ErrorResponse(409, Message(why));
+    default:
+      return ErrorResponse(why);
+  }
+}
+
 }  // namespace
+
+std::string IdOfKey(std::string_view authorization, std::string_view key) {
+  return Sha256(authorization).append(key);
+}
+
+absl::Status AnswerTooLargeToKeep() {
+  return ResourceExhausted("this answer is larger than what is kept for an Idempotency-Key");
+}
+
+std::string FingerprintOf(std::string_view path, std::string_view query, std::string_view body) {
+  return Sha256(Sha256(path) + Sha256(query) + Sha256(body));
+}
 
 absl::StatusOr<std::string> ParseIdempotencyKey(std::string_view value) {
   std::string key;
@@ -63,10 +104,14 @@ absl::StatusOr<std::string> ParseIdempotencyKey(std::string_view value) {
 // Answers call back into it: it lives as long as the last of them.
 class IdempotencyStore::Impl : public std::enable_shared_from_this<IdempotencyStore::Impl> {
  public:
-  Impl(const IdempotencyOptions& options, const Clock& clock) : options_(options), clock_(clock) {}
+  Impl(const IdempotencyOptions& options, const Clock& clock, engine::Metrics& metrics)
+      : options_(options), clock_(clock), metrics_(metrics) {}
 
-  std::shared_ptr<HttpResponder> Admit(const HttpRequest& request, const std::string& key,
-                                       std::shared_ptr<HttpResponder> client);
+  absl::StatusOr<std::shared_ptr<HttpResponder>> Admit(const KeyedRequest& request,
+                                                       std::shared_ptr<HttpResponder> client);
+  bool Knows(const std::string& id);
+  absl::StatusOr<bool> Rejoin(const KeyedRequest& request,
+                              const std::shared_ptr<HttpResponder>& client);
   void Close();
 
  private:
@@ -79,13 +124,15 @@ class IdempotencyStore::Impl : public std::enable_shared_from_this<IdempotencySt
     absl::Time ended_at;
   };
 
-  std::shared_ptr<KeptAnswer> Make(const std::string& id, uint64_t number,
+  std::shared_ptr<KeptAnswer> Make(const KeyedRequest& request, uint64_t number,
                                    const std::shared_ptr<HttpResponder>& host);
   bool Reserve(const std::string& id, uint64_t number, int64_t num_bytes);
   void OnEnd(const std::string& id, uint64_t number, KeptAnswer::End end);
   std::vector<std::shared_ptr<KeptAnswer>> Running();
 
   // All with mutex_ held.
+  // nullptr: the key has not come before.
+  absl::StatusOr<std::shared_ptr<KeptAnswer>> Recall(const KeyedRequest& request);
   Entry* Find(const std::string& id, uint64_t number);
   void Drop(const std::string& id);
   void DropExpired();
@@ -93,6 +140,7 @@ class IdempotencyStore::Impl : public std::enable_shared_from_this<IdempotencySt
 
   const IdempotencyOptions options_;
   const Clock& clock_;
+  engine::Metrics& metrics_;
   std::mutex mutex_;
   std::unordered_map<std::string, Entry>
       entries_;                   // guarded by mutex_, and so on; by scope and key
@@ -101,52 +149,79 @@ class IdempotencyStore::Impl : public std::enable_shared_from_this<IdempotencySt
   int64_t num_bytes_ = 0;
 };
 
-std::shared_ptr<HttpResponder> IdempotencyStore::Impl::Admit(
-    const HttpRequest& request, const std::string& key, std::shared_ptr<HttpResponder> client) {
-  const std::string* authorization = request.Header("authorization");
-  const std::string id = Sha256(authorization == nullptr ? "" : *authorization) + key;
-  std::string fingerprint = FingerprintOf(request);
+absl::StatusOr<std::shared_ptr<KeptAnswer>> IdempotencyStore::Impl::Recall(
+    const KeyedRequest& request) {
+  DropExpired();
+  const auto found = entries_.find(request.id);
+  if (found == entries_.end()) return nullptr;
+  const Entry& entry = found->second;
+  if (entry.fingerprint != request.fingerprint) {
+    metrics_.KeyedRequest("conflict");
+    return AlreadyExists(
+        "Idempotency-Key: this key came with another request before; give each request a key of "
+        "its own");
+  }
+  if (entry.answer == nullptr) {
+    metrics_.KeyedRequest("conflict");
+    return FailedPrecondition(
+        "Idempotency-Key: the answer under this key was larger than what is kept ({} bytes at "
+        "most, {} of all); another key runs it again",
+        options_.max_answer_bytes, options_.max_bytes);
+  }
+  metrics_.KeyedRequest(entry.has_ended ? "replayed" : "joined");
+  return entry.answer;
+}
+
+bool IdempotencyStore::Impl::Knows(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  DropExpired();
+  return entries_.contains(id);
+}
+
+absl::StatusOr<bool> IdempotencyStore::Impl::Rejoin(const KeyedRequest& request,
+                                                    const std::shared_ptr<HttpResponder>& client) {
   std::shared_ptr<KeptAnswer> answer;
-  std::shared_ptr<HttpResponder> recorder;
-  HttpResponse refusal;
   {
     const std::lock_guard lock(mutex_);
-    DropExpired();
-    const auto found = entries_.find(id);
-    if (found == entries_.end()) {
+    ASSIGN_OR_RETURN(answer, Recall(request));
+  }
+  if (answer == nullptr) return false;
+  if (!WithinMemory([&] { answer->Follow(client, KeptAnswer::Hearing::kAgain); }).ok()) {
+    client->Cut();
+  }
+  return true;
+}
+
+absl::StatusOr<std::shared_ptr<HttpResponder>> IdempotencyStore::Impl::Admit(
+    const KeyedRequest& request, std::shared_ptr<HttpResponder> client) {
+  std::shared_ptr<KeptAnswer> answer;
+  std::shared_ptr<HttpResponder> recorder;
+  absl::Status refusal;
+  {
+    const std::lock_guard lock(mutex_);
+    ASSIGN_OR_RETURN(answer, Recall(request));
+    if (answer == nullptr) {
       if (std::ssize(entries_) < options_.max_keys || DropOldest()) {
         // The entry last: whoever is in it has a recorder, whose end is the entry's end.
         const uint64_t number = ++num_made_;
-        answer = Make(id, number, client);
+        answer = Make(request, number, client);
         recorder = answer->MakeRecorder();
-        Entry& entry = entries_[id];
+        std::string fingerprint = request.fingerprint;
+        Entry& entry = entries_[request.id];
         entry.number = number;
         entry.fingerprint = std::move(fingerprint);
         entry.answer = answer;
+        metrics_.KeyedRequest("started");
       } else {
-        refusal = ErrorResponse(
-            429, fmt::format("Idempotency-Key: {} keyed requests are running, as many as may be",
-                             entries_.size()));
+        refusal = ResourceExhausted(
+            "Idempotency-Key: {} keyed requests are running, as many as may be", entries_.size());
       }
-    } else if (found->second.fingerprint != fingerprint) {
-      refusal = ErrorResponse(422,
-                              "Idempotency-Key: this key came with another request before; give "
-                              "each request a key of its own");
-    } else if (found->second.answer == nullptr) {
-      refusal = ErrorResponse(
-          409, fmt::format("Idempotency-Key: the answer under this key was larger than what is "
-                           "kept ({} bytes at most, {} of all); another key runs it again",
-                           options_.max_answer_bytes, options_.max_bytes));
-    } else {
-      answer = found->second.answer;
     }
   }
-  if (answer == nullptr) {
-    if (refusal.code == 429) {
-      for (const std::shared_ptr<KeptAnswer>& running : Running()) running->CancelIfAbandoned();
-    }
-    client->Send(std::move(refusal));
-    return nullptr;
+  if (!refusal.ok()) {
+    metrics_.RequestRefused("full");
+    for (const std::shared_ptr<KeptAnswer>& running : Running()) running->CancelIfAbandoned();
+    return refusal;
   }
   const KeptAnswer::Hearing hearing =
       recorder != nullptr ? KeptAnswer::Hearing::kFirst : KeptAnswer::Hearing::kAgain;
@@ -157,13 +232,15 @@ std::shared_ptr<HttpResponder> IdempotencyStore::Impl::Admit(
 }
 
 std::shared_ptr<KeptAnswer> IdempotencyStore::Impl::Make(
-    const std::string& id, uint64_t number, const std::shared_ptr<HttpResponder>& host) {
+    const KeyedRequest& request, uint64_t number, const std::shared_ptr<HttpResponder>& host) {
+  const std::string& id = request.id;
   const std::shared_ptr<Impl> self = shared_from_this();
   KeptAnswer::Keeper keeper;
   keeper.reserve = [self, id, number](int64_t num_bytes) {
     return self->Reserve(id, number, num_bytes);
   };
   keeper.on_end = [self, id, number](KeptAnswer::End end) { self->OnEnd(id, number, end); };
+  keeper.overflow = request.overflow;
   return std::make_shared<KeptAnswer>(host, std::move(keeper), clock_, options_.ttl);
 }
 
@@ -236,26 +313,50 @@ void IdempotencyStore::Impl::Close() {
   ended_.clear();
 }
 
-IdempotencyStore::IdempotencyStore(const IdempotencyOptions& options, const Clock& clock)
-    : impl_(std::make_shared<Impl>(options, clock)) {}
+IdempotencyStore::IdempotencyStore(const IdempotencyOptions& options, const Clock& clock,
+                                   engine::Metrics& metrics)
+    : impl_(std::make_shared<Impl>(options, clock, metrics)) {}
 IdempotencyStore::~IdempotencyStore() {
   impl_->Close();
 }
 
+absl::StatusOr<std::shared_ptr<HttpResponder>> IdempotencyStore::Admit(
+    const KeyedRequest& request, std::shared_ptr<HttpResponder> client) {
+  return impl_->Admit(request, std::move(client));
+}
+
+bool IdempotencyStore::Knows(const std::string& id) {
+  return impl_->Knows(id);
+}
+
+absl::StatusOr<bool> IdempotencyStore::Rejoin(const KeyedRequest& request,
+                                              const std::shared_ptr<HttpResponder>& client) {
+  return impl_->Rejoin(request, client);
+}
+
 std::shared_ptr<HttpResponder> IdempotencyStore::Admit(const HttpRequest& request,
                                                        std::shared_ptr<HttpResponder> client) {
-  const std::string* value = request.Header(kHeader);
-  if (value == nullptr) return client;
-  absl::StatusOr<std::string> key = ParseIdempotencyKey(*value);
-  const auto is_key = [](const HttpHeader& header) { return header.name == kHeader; };
-  if (std::count_if(request.headers.begin(), request.headers.end(), is_key) > 1) {
-    key = InvalidArgument("Idempotency-Key: expected one such header, got several");
-  }
+  if (request.Header(kHeader) == nullptr) return client;
+  absl::StatusOr<std::string> key = KeyOf(request);
   if (!key.ok()) {
-    client->Send(ErrorResponse(key.status()));
+    client->Send(Refusal(key.status()));
     return nullptr;
   }
-  return impl_->Admit(request, *key, std::move(client));
+  absl::StatusOr<std::shared_ptr<HttpResponder>> recorder =
+      impl_->Admit(Keyed(request, *key), client);
+  if (recorder.ok()) return *std::move(recorder);
+  client->Send(Refusal(recorder.status()));
+  return nullptr;
+}
+
+bool IdempotencyStore::Rejoin(const HttpRequest& request,
+                              const std::shared_ptr<HttpResponder>& client) {
+  if (request.Header(kHeader) == nullptr) return false;
+  const absl::StatusOr<std::string> key = KeyOf(request);
+  if (!key.ok() || !Knows(IdOf(request, *key))) return false;  // Admit says what is wrong
+  const absl::StatusOr<bool> joined = impl_->Rejoin(Keyed(request, *key), client);
+  if (!joined.ok()) client->Send(Refusal(joined.status()));
+  return !joined.ok() || *joined;
 }
 
 }  // namespace polyreme::api

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "coordinator/api/api_error.h"
-#include "coordinator/api/openai_json.h"
 #include "parallel/base/out_of_memory.h"
 #include "parallel/base/status.h"
 
@@ -17,11 +16,6 @@ namespace {
 // Given to a client at once, and waiting at its socket at most.
 constexpr size_t kSliceBytes = 256 << 10;
 constexpr int64_t kHighWaterBytes = int64_t{1} << 20;
-
-// Answers that say that nothing was generated: asking again is asking for the first time.
-bool SaysNothingWasGenerated(int32_t code) {
-  return (code >= 400 && code < 500) || code == 503;
-}
 
 }  // namespace
 
@@ -51,6 +45,7 @@ class KeptAnswer::Recorder final : public HttpResponder {
   void Finish() override {
     CutIfOutOfMemory([this] { answer_->Finish(); });
   }
+  void DoNotKeep() override { answer_->DoNotKeep(); }
   int64_t pending_bytes() const override { return 0; }
   void SetOnRoom(std::function<void()>) override {}  // there always is
   void SetOnClosed(std::function<void()> on_closed) override {
@@ -106,7 +101,7 @@ void KeptAnswer::Follow(std::shared_ptr<HttpResponder> client, Hearing hearing) 
 }
 
 void KeptAnswer::Send(HttpResponse response) {
-  const bool nothing = SaysNothingWasGenerated(response.code);
+  const bool nothing = IsPassing(response.code);
   // One that cannot be kept still reaches those who wait for it now.
   const bool fits = nothing || keeper_.reserve(std::ssize(response.body));
   {
@@ -134,10 +129,7 @@ void KeptAnswer::Write(std::string bytes) {
     if (fits) {
       body_ += bytes;
     } else {
-      const absl::Status full =
-          ResourceExhausted("this answer is larger than what is kept for an Idempotency-Key");
-      body_ += ServerSentEvent(Json::MakeObject({{"error", ErrorJson(full)}}));
-      body_ += kLastEvent;
+      body_ += keeper_.overflow;
       cancel = std::exchange(on_closed_, nullptr);
       is_cancelled_ = true;
     }
@@ -148,11 +140,18 @@ void KeptAnswer::Write(std::string bytes) {
 }
 
 void KeptAnswer::Finish() {
+  bool is_passing = false;
   {
     const std::lock_guard lock(mutex_);
     if (has_ended_ || !is_stream_) return;
+    is_passing = is_passing_;
   }
-  EndWith(End::kComplete);
+  EndWith(is_passing ? End::kNothing : End::kComplete);
+}
+
+void KeptAnswer::DoNotKeep() {
+  const std::lock_guard lock(mutex_);
+  is_passing_ = true;
 }
 
 void KeptAnswer::Break() {
@@ -287,9 +286,10 @@ void KeptAnswer::Pump(const std::shared_ptr<Follower>& follower) {
     follower->has_started = true;
     client.StartStream(*std::move(head));
   }
-  if (!slice.empty()) client.Write(std::move(slice));
+  const bool has_written = !slice.empty();
+  if (has_written) client.Write(std::move(slice));
   if (!is_last) {
-    if (!slice.empty()) follower->notice->Give();
+    if (has_written) follower->notice->Give();
     return;
   }
   client.Finish();

@@ -25,7 +25,7 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   // How an answer has ended.
   enum class End {
     kComplete,  // it can be had again
-    kNothing,   // it says that nothing was generated, or there is none: the key is free again
+    kNothing,   // it says nothing of the request's run, or there is none: the key is free again
     kTooLarge,  // it is not kept
   };
   struct Keeper {
@@ -33,6 +33,8 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
     std::function<bool(int64_t num_bytes)> reserve;
     // Once, before any client hears of the end.
     std::function<void(End)> on_end;
+    // The last bytes of a stream of which no more may be kept.
+    std::string overflow;
   };
 
   // host: the request's own responder, on whose thread the answer is made, even when its client is
@@ -59,6 +61,7 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   void StartStream(HttpResponse head);
   void Write(std::string bytes);
   void Finish();
+  void DoNotKeep();
   void Break();  // there will be no more
   void SetOnClosed(std::function<void()> on_closed);
   std::shared_ptr<HttpNotice> MakeNotice(std::function<void()> work);
@@ -82,6 +85,7 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   std::string body_;
   bool has_ended_ = false;
   bool is_cancelled_ = false;
+  bool is_passing_ = false;  // what has ended it is not to be had again
   std::function<void()> on_closed_;
   std::list<std::shared_ptr<Follower>> followers_;
   absl::Time last_followed_;

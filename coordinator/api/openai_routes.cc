@@ -62,6 +62,8 @@ absl::Status Generate(const ApiContext& context, Parse parse, const HttpRequest&
 
 Handler Generates(const ApiContext& context, Parse parse) {
   return [&context, parse](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+    // An answer that is there already is had from a full server too.
+    if (context.idempotency.Rejoin(request, responder)) return;
     // Who cannot be taken is told before anybody reads what he asks for.
     if (const absl::Status room = context.backend.CheckRoom(); !room.ok()) {
       return responder->Send(ErrorResponse(room));

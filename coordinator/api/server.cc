@@ -26,7 +26,7 @@ class PublicServer::Impl {
   Impl(const PublicServerOptions& options, const PublicServerParts& parts)
       : model_(parts.model),
         keys_(options.api_keys),
-        idempotency_(options.idempotency, parts.clock),
+        idempotency_(options.idempotency, parts.clock, parts.metrics),
         pool_(options.num_tokenizer_threads, options.max_waiting_to_tokenize),
         context_{.backend = parts.backend,
                  .tokenizer = parts.tokenizer,

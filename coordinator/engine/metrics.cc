@@ -103,6 +103,7 @@ struct Metrics::Impl {
 
   Counter* received = nullptr;
   Family<Counter>* refused = nullptr;
+  Family<Counter>* keyed = nullptr;
   Family<Counter>* finished = nullptr;
   Family<Counter>* vllm_finished = nullptr;
   Family<Counter>* http = nullptr;
@@ -136,6 +137,13 @@ Metrics::Metrics(const std::string& model_name, Names names)
   m.received =
       m.MakeCounter("requests_received_total", "Requests submitted to the engine", false).own;
   m.refused = m.MakeCounters("requests_refused_total", "Requests refused, by reason");
+  m.keyed = m.MakeCounters("idempotent_requests_total",
+                           "Requests with an Idempotency-Key: the first of a key (started), one "
+                           "that joined it (joined), had its answer again (replayed), or could "
+                           "not (conflict)");
+  for (const char* outcome : {"started", "joined", "replayed", "conflict"}) {
+    m.keyed->Add({{"outcome", outcome}});  // shown as 0 before the first
+  }
   m.finished = m.MakeCounters("request_success_total", "Requests that ended, by reason");
   if (names == Names::kOwnAndVllm) {
     m.vllm_finished = &m.MakeFamily(prometheus::BuildCounter(), "vllm:request_success_total",
@@ -192,6 +200,10 @@ void Metrics::RequestReceived() {
 
 void Metrics::RequestRefused(const char* reason) {
   impl_->refused->Add({{"reason", reason}}).Increment();
+}
+
+void Metrics::KeyedRequest(const char* outcome) {
+  impl_->keyed->Add({{"outcome", outcome}}).Increment();
 }
 
 void Metrics::RequestFinished(const char* finish_reason, int32_t prompt_tokens,

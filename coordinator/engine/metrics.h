@@ -20,6 +20,8 @@ class Metrics {
   // Requests.
   void RequestReceived();
   void RequestRefused(const char* reason);  // "full", "invalid", "unavailable"
+  // A request with an Idempotency-Key: "started", "joined", "replayed", "conflict".
+  void KeyedRequest(const char* outcome);
   void RequestFinished(const char* finish_reason, int32_t prompt_tokens, int32_t output_tokens);
   void ObserveTimeToFirstToken(absl::Duration elapsed);
   void ObserveInterToken(absl::Duration elapsed);

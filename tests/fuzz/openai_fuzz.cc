@@ -43,7 +43,7 @@ struct World {
   engine::Metrics metrics{"tiny", engine::Metrics::Names::kOwn};
   SystemClock clock;
   TaskPool pool{1, 1};
-  IdempotencyStore idempotency{{}, clock};
+  IdempotencyStore idempotency{{}, clock, metrics};
   ApiContext context{backend, *tokenizer, &chat, model, metrics, clock, pool, idempotency};
 };
 

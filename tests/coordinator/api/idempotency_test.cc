@@ -217,6 +217,77 @@ TEST_F(IdempotencyTest, AFailureThatHasRunIsAnAnswerLikeAnother) {
   EXPECT_EQ(again.body, first->body);
 }
 
+// Who asks again behind a deadline or a restart wants an answer, not the error once more; the
+// tokens that came before it are no reason to keep it.
+TEST_F(IdempotencyTest, ADeadlineAndAShutdownAreNoAnswersToKeep) {
+  Start();
+  for (const absl::Status& why : {DeadlineExceeded("the request's deadline has passed"),
+                                  Unavailable("the server is shutting down")}) {
+    for (const char* body : {kBody, kStreamBody}) {
+      RawClient client(port_);
+      client.Send(Keyed(body, body));
+      const auto run = backend_.Next();
+      run.stream->Push(Piece("one "));
+      if (body == kStreamBody) client.ReadUntil("one ");
+      run.stream->Close(why);
+      const auto broken = client.Read();
+      ASSERT_TRUE(broken.has_value());
+      EXPECT_THAT(broken->body, HasSubstr(Message(why)));
+    }
+  }
+  for (const char* body : {kBody, kStreamBody}) {
+    const RawResponse again = RunOnce(Keyed(body, body), "two");
+    EXPECT_EQ(again.code, 200);
+    EXPECT_THAT(again.body, HasSubstr("two"));
+    EXPECT_EQ(again.Header("idempotent-replayed"), "");
+  }
+}
+
+TEST_F(IdempotencyTest, AFullServerStillGivesWhatItHas) {
+  Start();
+  const RawResponse first = RunOnce(Keyed("k", kBody));
+  RawClient running(port_);
+  running.Send(Keyed("r", kBody));
+  const auto run = backend_.Next();
+  backend_.room = ResourceExhausted("full");
+  EXPECT_EQ(Again(PostJson("/v1/completions", kBody)).code, 429);
+  EXPECT_EQ(Again(Keyed("new", kBody)).code, 429);
+  EXPECT_EQ(Again(Keyed("k", kBody)).body, first.body);
+  ExpectError(Again(Keyed("k", kStreamBody)), 422, "UnprocessableEntityError");
+  RawClient joined(port_);
+  joined.Send(Keyed("r", kBody));
+  Answer(run, "two");
+  EXPECT_EQ(running.Read()->body, joined.Read()->body);
+  EXPECT_TRUE(backend_.HasNone());
+}
+
+TEST_F(IdempotencyTest, WhatKeysWereWorthIsCounted) {
+  Start();
+  RunOnce(Keyed("k", kBody));
+  Again(Keyed("k", kBody));
+  Again(Keyed("k", kBody));
+  Again(Keyed("k", kStreamBody));
+  RawClient first(port_);
+  first.Send(Keyed("s", kStreamBody));
+  const auto run = backend_.Next();
+  run.stream->Push(Piece("one "));
+  for (int i = 0; i < 3; ++i) {
+    RawClient joined(port_);
+    joined.Send(Keyed("s", kStreamBody));
+    joined.ReadUntil("one ");
+  }
+  Answer(run, "two");
+  EXPECT_EQ(first.Read()->code, 200);
+  RunOnce(PostJson("/v1/completions", kBody));
+  const std::string page = metrics_.Render();
+  for (const char* line : {R"(outcome="started"} 2)", R"(outcome="replayed"} 2)",
+                           R"(outcome="joined"} 3)", R"(outcome="conflict"} 1)"}) {
+    EXPECT_THAT(
+        page,
+        HasSubstr(std::string(R"(polyreme_idempotent_requests_total{model_name="tiny",)") + line));
+  }
+}
+
 TEST_F(IdempotencyTest, KeysThatAreNoneAreNamed) {
   Start();
   for (const std::string& key : {std::string(), std::string(256, 'k'), std::string("\"open"),
