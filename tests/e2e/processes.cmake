@@ -14,6 +14,12 @@ polyreme_e2e_test(e2e_kill_matrix_test kill_matrix_test.cc)
 polyreme_e2e_test(e2e_layout_test layout_equivalence_test.cc)
 polyreme_e2e_test(e2e_drain_test drain_test.cc)
 polyreme_e2e_test(e2e_flight_test flight_test.cc)
+polyreme_e2e_test(e2e_hanging_thread_test hanging_thread_test.cc)
+# In front of the C library in the program under test.
+add_library(polyreme_hang_preload MODULE hang_preload.cc)
+add_dependencies(e2e_hanging_thread_test polyreme_hang_preload)
+target_compile_definitions(e2e_hanging_thread_test
+                           PRIVATE POLYREME_HANG_PRELOAD="$<TARGET_FILE:polyreme_hang_preload>")
 polyreme_e2e_test(e2e_launch_test launch_test.cc)
 polyreme_e2e_test(e2e_leftovers_test leftovers_test.cc)
 polyreme_e2e_test(e2e_overload_test overload_test.cc)
