@@ -117,15 +117,16 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   int32_t num_blocks_ = 0;
+  std::mutex epoch_mutex_;  // of changes of the epoch, and of its loss; within mutex_
   std::atomic<int64_t> epoch_;
   std::atomic<int64_t> ending_epoch_ = 0;  // the last that ranks were told to end
   std::vector<absl::Time> restarts_;       // engine thread, or whoever waits until all are ready
 
   mutable std::mutex mutex_;
   std::condition_variable streams_changed_;
-  std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;  // guarded by mutex_; one per open stream
-  bool stopping_ = false;                                // guarded by mutex_
-  int64_t known_epoch_ = 0;                              // guarded by mutex_; by any worker
+  std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;    // guarded by mutex_; one per open stream
+  bool stopping_ = false;                                  // guarded by mutex_
+  int64_t known_epoch_ = 0;                                // guarded by mutex_; by any worker
 };
 
 absl::Status Cluster::Impl::Listen() {
@@ -299,7 +300,10 @@ void Cluster::Impl::OnFailed(int32_t rank, const pb::Failed& failed) {
   Lose(Epoch{failed.epoch()}, std::move(why));
 }
 
+// Under the lock: who has seen the epoch run must not lose the next one, where several tell of one
+// loss.
 void Cluster::Impl::Lose(Epoch lost, absl::Status why) {
+  const std::lock_guard lock(epoch_mutex_);
   if (lost != epoch()) return;
   if (!peers_.Lose(why)) return Fail(std::move(why));
   results_.Fail(why);
@@ -401,7 +405,7 @@ absl::Status Cluster::Impl::Meet() {
 // All ranks have loaded: they meet, and are told once all are ready.
 absl::Status Cluster::Impl::StartEpoch() {
   {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_, epoch_mutex_);
     epoch_ = std::max(epoch_.load(), known_epoch_ + 1);
   }
   options_.on_epoch(epoch(), restarts_);
@@ -435,9 +439,12 @@ absl::Status Cluster::Impl::CountRestart(const absl::Status& why) {
 absl::Status Cluster::Impl::BeginNextEpoch(const absl::Status& why) {
   const Epoch lost = epoch();
   Lose(lost, why);
-  ending_epoch_ = lost.value;
-  ++epoch_;
-  peers_.NextEpoch();
+  {
+    const std::lock_guard lock(epoch_mutex_);
+    ending_epoch_ = lost.value;
+    ++epoch_;
+    peers_.NextEpoch();
+  }
   RETURN_IF_ERROR(peers_.failure());
   pb::CoordinatorMessage end;
   end.mutable_end_epoch()->set_epoch(lost.value);
