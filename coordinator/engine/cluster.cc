@@ -7,11 +7,14 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "coordinator/engine/cache_size.h"
 #include "coordinator/engine/peers.h"
 #include "coordinator/engine/result_merger.h"
+#include "coordinator/engine/standstill.h"
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
@@ -99,6 +102,7 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   absl::Status NoteKnown(const pb::JoinRequest& request);
   void OnMessage(int32_t rank, const pb::WorkerMessage& message);
   void OnFailed(int32_t rank, const pb::Failed& failed);
+  void OnStanding(int32_t rank, const pb::Standing& standing);
   absl::Status WaitUntilLoaded();
   absl::StatusOr<int32_t> NumBlocks() const;
   absl::Status Meet();
@@ -127,6 +131,8 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;    // guarded by mutex_; one per open stream
   bool stopping_ = false;                                  // guarded by mutex_
   int64_t known_epoch_ = 0;                                // guarded by mutex_; by any worker
+  int64_t standstill_epoch_ = 0;                           // guarded by mutex_
+  Standstill standstill_{options_.topology.world_size()};  // guarded by mutex_; of that epoch
 };
 
 absl::Status Cluster::Impl::Listen() {
@@ -286,6 +292,8 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
     case pb::WorkerMessage::kEpochEnded:
       if (message.epoch_ended().epoch() == ending_epoch_) peers_.SetEpochEnded(rank);
       return;
+    case pb::WorkerMessage::kStanding:
+      return OnStanding(rank, message.standing());
     default:
       return Lose(epoch(), Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
   }
@@ -298,6 +306,22 @@ void Cluster::Impl::OnFailed(int32_t rank, const pb::Failed& failed) {
   // A rank that cannot load has nothing that another epoch would help.
   if (failed.epoch() == 0) return Fail(std::move(why));
   Lose(Epoch{failed.epoch()}, std::move(why));
+}
+
+void Cluster::Impl::OnStanding(int32_t rank, const pb::Standing& standing) {
+  const Epoch now = epoch();
+  if (standing.epoch() != now.value) return;
+  const std::vector<bool> idle = results_.IdleRanks();
+  std::optional<std::string> verdict;
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(standstill_epoch_, now.value) != now.value) {
+      standstill_.Restart(options_.topology.world_size());
+    }
+    verdict = standstill_.Report(rank, standing.peer(), absl::Milliseconds(standing.waited_ms()),
+                                 idle, MonotonicNow());
+  }
+  if (verdict.has_value()) Lose(now, Unavailable("{}", *verdict));
 }
 
 // Under the lock: who has seen the epoch run must not lose the next one, where several tell of one

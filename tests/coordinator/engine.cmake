@@ -3,7 +3,7 @@ polyreme_test(coordinator_engine_test
   DEPS polyreme_engine
   LABELS threads+memory)
 polyreme_test(coordinator_peers_test
-  SOURCES cache_size_test.cc peers_test.cc
+  SOURCES cache_size_test.cc peers_test.cc standstill_test.cc
   DEPS polyreme_cluster
   LABELS threads)
 polyreme_test(coordinator_takeover_test

@@ -23,6 +23,7 @@ target_compile_definitions(e2e_hanging_thread_test
 polyreme_e2e_test(e2e_launch_test launch_test.cc)
 polyreme_e2e_test(e2e_leftovers_test leftovers_test.cc)
 polyreme_e2e_test(e2e_overload_test overload_test.cc)
+polyreme_e2e_test(e2e_peer_links_test peer_links_test.cc)
 polyreme_e2e_test(e2e_recovery_test recovery_test.cc)
 polyreme_e2e_test(e2e_serve_test serve_test.cc)
 polyreme_e2e_test(e2e_slurm_test slurm_test.cc)

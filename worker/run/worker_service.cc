@@ -19,6 +19,7 @@
 #include "worker/run/coordinator_link.h"
 #include "worker/run/model_runner.h"
 #include "worker/run/rank_memory.h"
+#include "worker/run/stand_watch.h"
 #include "worker/run/step_loop.h"
 #include "worker/weights/shard_loader.h"
 
@@ -123,6 +124,7 @@ class Worker {
   std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<StepLoop> loop_;  // set under mutex_
+  std::unique_ptr<StandWatch> stand_watch_;
 };
 
 JoinInfo Worker::Identity() const {
@@ -364,6 +366,12 @@ absl::Status Worker::Start(const StartOrder& order) {
           Answer(epoch, std::move(result));
         });
   }
+  stand_watch_ = std::make_unique<StandWatch>(
+      [this] { return loop_->waits(); },
+      [this, epoch = order.epoch](int32_t peer, absl::Duration waited) {
+        // A lost stream is noticed by the reader.
+        link_.client()->SendStanding(epoch, peer, waited).IgnoreError();
+      });
   return link_.client()->SendReady(order.epoch, Report());
 }
 
@@ -427,6 +435,7 @@ void Worker::EndLoading() {
 }
 
 void Worker::EndSteps() {
+  stand_watch_.reset();
   if (loop_ == nullptr) return;
   loop_->Abort(Cancelled("the worker is stopping"));
   loop_->Join();
