@@ -40,4 +40,5 @@ set_tests_properties(Soak.AMinuteOfKillsLosesNothing PROPERTIES TIMEOUT 400 LABE
 polyreme_test(e2e_bench_test
   SOURCES bench_test.cc ../deploy/fake_server.cc
   DEPS polyreme_bench polyreme_e2e_support Boost::headers TIMEOUT 300 LABELS e2e)
-add_dependencies(e2e_bench_test polyreme)
+add_dependencies(e2e_bench_test polyreme bench_null_server)
+target_compile_definitions(e2e_bench_test PRIVATE POLYREME_NULL_SERVER="$<TARGET_FILE:bench_null_server>")
