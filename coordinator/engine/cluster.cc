@@ -7,11 +7,14 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "coordinator/engine/cache_size.h"
 #include "coordinator/engine/peers.h"
 #include "coordinator/engine/result_merger.h"
+#include "coordinator/engine/standstill.h"
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
@@ -99,6 +102,7 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   absl::Status NoteKnown(const pb::JoinRequest& request);
   void OnMessage(int32_t rank, const pb::WorkerMessage& message);
   void OnFailed(int32_t rank, const pb::Failed& failed);
+  void OnStanding(int32_t rank, const pb::Standing& standing);
   absl::Status WaitUntilLoaded();
   absl::StatusOr<int32_t> NumBlocks() const;
   absl::Status Meet();
@@ -117,15 +121,18 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   int32_t num_blocks_ = 0;
+  std::mutex epoch_mutex_;  // of changes of the epoch, and of its loss; within mutex_
   std::atomic<int64_t> epoch_;
   std::atomic<int64_t> ending_epoch_ = 0;  // the last that ranks were told to end
   std::vector<absl::Time> restarts_;       // engine thread, or whoever waits until all are ready
 
   mutable std::mutex mutex_;
   std::condition_variable streams_changed_;
-  std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;  // guarded by mutex_; one per open stream
-  bool stopping_ = false;                                // guarded by mutex_
-  int64_t known_epoch_ = 0;                              // guarded by mutex_; by any worker
+  std::map<int32_t, std::shared_ptr<Outbox>> outboxes_;    // guarded by mutex_; one per open stream
+  bool stopping_ = false;                                  // guarded by mutex_
+  int64_t known_epoch_ = 0;                                // guarded by mutex_; by any worker
+  int64_t standstill_epoch_ = 0;                           // guarded by mutex_
+  Standstill standstill_{options_.topology.world_size()};  // guarded by mutex_; of that epoch
 };
 
 absl::Status Cluster::Impl::Listen() {
@@ -285,6 +292,8 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
     case pb::WorkerMessage::kEpochEnded:
       if (message.epoch_ended().epoch() == ending_epoch_) peers_.SetEpochEnded(rank);
       return;
+    case pb::WorkerMessage::kStanding:
+      return OnStanding(rank, message.standing());
     default:
       return Lose(epoch(), Internal("{} sent a message that is out of place", peers_.NameOf(rank)));
   }
@@ -299,7 +308,26 @@ void Cluster::Impl::OnFailed(int32_t rank, const pb::Failed& failed) {
   Lose(Epoch{failed.epoch()}, std::move(why));
 }
 
+void Cluster::Impl::OnStanding(int32_t rank, const pb::Standing& standing) {
+  const Epoch now = epoch();
+  if (standing.epoch() != now.value) return;
+  const std::vector<bool> idle = results_.IdleRanks();
+  std::optional<std::string> verdict;
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(standstill_epoch_, now.value) != now.value) {
+      standstill_.Restart(options_.topology.world_size());
+    }
+    verdict = standstill_.Report(rank, standing.peer(), absl::Milliseconds(standing.waited_ms()),
+                                 idle, MonotonicNow());
+  }
+  if (verdict.has_value()) Lose(now, Unavailable("{}", *verdict));
+}
+
+// Under the lock: who has seen the epoch run must not lose the next one, where several tell of one
+// loss.
 void Cluster::Impl::Lose(Epoch lost, absl::Status why) {
+  const std::lock_guard lock(epoch_mutex_);
   if (lost != epoch()) return;
   if (!peers_.Lose(why)) return Fail(std::move(why));
   results_.Fail(why);
@@ -401,7 +429,7 @@ absl::Status Cluster::Impl::Meet() {
 // All ranks have loaded: they meet, and are told once all are ready.
 absl::Status Cluster::Impl::StartEpoch() {
   {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_, epoch_mutex_);
     epoch_ = std::max(epoch_.load(), known_epoch_ + 1);
   }
   options_.on_epoch(epoch(), restarts_);
@@ -435,9 +463,12 @@ absl::Status Cluster::Impl::CountRestart(const absl::Status& why) {
 absl::Status Cluster::Impl::BeginNextEpoch(const absl::Status& why) {
   const Epoch lost = epoch();
   Lose(lost, why);
-  ending_epoch_ = lost.value;
-  ++epoch_;
-  peers_.NextEpoch();
+  {
+    const std::lock_guard lock(epoch_mutex_);
+    ending_epoch_ = lost.value;
+    ++epoch_;
+    peers_.NextEpoch();
+  }
   RETURN_IF_ERROR(peers_.failure());
   pb::CoordinatorMessage end;
   end.mutable_end_epoch()->set_epoch(lost.value);

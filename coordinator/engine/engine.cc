@@ -1,5 +1,7 @@
 #include "coordinator/engine/engine.h"
 
+#include <sys/prctl.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -37,7 +39,10 @@ class Engine::Impl {
     phase_ = Phase::kServing;
     CHECK(MemoryReserve::Hold(limits::kMemoryReserveBytes), "no memory to hold back");
     last_progress_ = clock_.Now();
-    thread_ = std::thread([this] { Run(); });
+    thread_ = std::thread([this] {
+      prctl(PR_SET_NAME, "engine");  // in top -H
+      Run();
+    });
   }
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerateRequest request) {

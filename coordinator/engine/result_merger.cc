@@ -47,6 +47,17 @@ void ResultMerger::Add(Rank rank, step::StepResult result) {
   if (found->num_answered == world_size_) changed_.notify_all();
 }
 
+std::vector<bool> ResultMerger::IdleRanks() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<bool> idle(static_cast<size_t>(world_size_), true);
+  for (const Pending& pending : pending_) {
+    for (size_t rank = 0; rank < idle.size(); ++rank) {
+      if (!pending.answered[rank]) idle[rank] = false;
+    }
+  }
+  return idle;
+}
+
 void ResultMerger::Fail(absl::Status why) {
   const std::lock_guard lock(mutex_);
   FailLocked(std::move(why));

@@ -30,6 +30,8 @@ class ResultMerger {
   // Waits for the oldest step in flight, which must be `step`. DeadlineExceeded names the ranks
   // that are missing.
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline);
+  // By rank, whether it has answered every step that is in flight.
+  std::vector<bool> IdleRanks() const;
   absl::Status failure() const;
 
  private:

@@ -4,14 +4,16 @@
 
 #include <algorithm>
 
+#include "parallel/plan/shard_plan.h"
+#include "parallel/plan/topology.h"
 #include "worker/backend/cuda/plugin.h"
+#include "worker/run/rank_memory.h"
+#include "worker/run/step_memory.h"
 
 namespace polyreme::bench {
 namespace {
 
 constexpr double kMemoryShare = 0.92;
-// For a step's scratch, graphs, NCCL and the libraries' own.
-constexpr double kReserveBytes = 5.0 * (1 << 30);
 constexpr absl::Duration kGpuPatience = absl::Seconds(120);
 
 // How large one element is on the device.
@@ -20,6 +22,10 @@ int64_t WeightBytes(const ClusterOptions& options, const plan::ModelSpec& spec) 
 }
 int64_t CacheBytes(const ClusterOptions& options) {
   return SizeOf(options.on_gpu() ? options.backend.dtype : DType::kF32);
+}
+
+int64_t HeadChunkSamples(const step::StepLimits& limits) {
+  return std::min(limits.max_step_samples, 256);
 }
 
 absl::StatusOr<Ceilings> MeasureFor(const ClusterOptions& options, double weight_bytes) {
@@ -56,7 +62,7 @@ absl::StatusOr<std::unique_ptr<RankThreads>> StartRanks(const ClusterOptions& op
   ranks.stages = options.layout.stages;
   ranks.shards = options.layout.shards;
   ranks.num_threads = options.num_threads;
-  ranks.head_chunk_samples = std::min(limits.max_step_samples, 256);
+  ranks.head_chunk_samples = HeadChunkSamples(limits);
   ranks.limits = limits;
   ranks.device = options.device;
   ranks.backend = options.backend;
@@ -66,8 +72,38 @@ absl::StatusOr<std::unique_ptr<RankThreads>> StartRanks(const ClusterOptions& op
   return RankThreads::Start(options.model, ranks);
 }
 
-absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const ClusterFacts& facts,
-                                         int32_t wanted) {
+absl::StatusOr<int32_t> BlocksThatFit(const ClusterOptions& options, const plan::ModelSpec& spec,
+                                      const step::StepLimits& limits,
+                                      const std::vector<BenchDevice>& devices, int32_t wanted) {
+  ASSIGN_OR_RETURN(const plan::Topology topology,
+                   plan::Topology::Make(options.layout.stages, options.layout.shards));
+  CHECK(std::ssize(devices) == topology.world_size(), "{} devices for {} ranks", devices.size(),
+        topology.world_size());
+  ASSIGN_OR_RETURN(
+      const plan::ShardPlan plan,
+      plan::ShardPlan::Make(spec, topology,
+                            {.layers_per_stage = {}, .tokens_per_block = limits.tokens_per_block}));
+  int64_t blocks = wanted;
+  for (int32_t i = 0; i < topology.world_size(); ++i) {
+    const BenchDevice& device = devices[static_cast<size_t>(i)];
+    const run::RankSetup setup{.spec = &spec,
+                               .plan = &plan,
+                               .rank = Rank{i},
+                               .limits = limits,
+                               .device = device.kind,
+                               .kv_dtype = device.kind.activations,
+                               .head_chunk_samples = HeadChunkSamples(limits)};
+    const run::RankMemory memory = run::RankMemoryOf(setup);
+    const absl::StatusOr<int64_t> room =
+        run::CacheBudget(run::EmptyDeviceShare(setup, memory, device.bytes, kMemoryShare));
+    if (!room.ok()) return Annotate(room.status(), fmt::format("{}: rank {}", options.model, i));
+    blocks = std::min(blocks, *room / memory.kv_bytes_per_block);
+  }
+  return static_cast<int32_t>(blocks);
+}
+
+absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const plan::ModelSpec& spec,
+                                         const step::StepLimits& limits, int32_t wanted) {
   if (!options.on_gpu()) return wanted;
   ASSIGN_OR_RETURN(const cuda::CudaPlugin* const plugin, cuda::OpenCudaPlugin());
   ASSIGN_OR_RETURN(const cuda::GpuSystem system, plugin->describe());
@@ -75,21 +111,17 @@ absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const Cl
     return FailedPrecondition("expected a GPU for each of {} ranks, {} are visible to this process",
                               options.layout.ranks(), system.gpus.size());
   }
-  const auto ranks = static_cast<double>(options.layout.ranks());
-  double blocks = wanted;
+  std::vector<BenchDevice> devices;
   for (int32_t i = 0; i < options.layout.ranks(); ++i) {
-    const auto total = static_cast<double>(system.gpus[static_cast<size_t>(i)].total_bytes);
-    const double room =
-        kMemoryShare * total - facts.roofline.resident_bytes() / ranks - kReserveBytes;
-    blocks =
-        std::min(blocks, room * ranks / (facts.roofline.cache_bytes_per_token() * kTokensPerBlock));
+    const cuda::GpuDescription& gpu = system.gpus[static_cast<size_t>(i)];
+    devices.push_back({.kind = {.gpu = true,
+                                .activations = options.backend.dtype,
+                                .attention = options.backend.attention,
+                                .compute_capability = gpu.compute_capability,
+                                .num_multiprocessors = gpu.multiprocessors},
+                       .bytes = gpu.total_bytes});
   }
-  if (blocks < 1) {
-    return ResourceExhausted("{}: {:.1f} GB of weights over {} GPU(s) leave no room for a cache",
-                             options.model, facts.roofline.resident_bytes() / 1e9,
-                             options.layout.ranks());
-  }
-  return static_cast<int32_t>(blocks);
+  return BlocksThatFit(options, spec, limits, devices, wanted);
 }
 
 double SharePercent(double seconds_at_best, double seconds) {

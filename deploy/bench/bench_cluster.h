@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "deploy/bench/ceilings.h"
 #include "deploy/bench/rank_threads.h"
@@ -48,13 +49,24 @@ absl::StatusOr<ClusterFacts> GatherFacts(const ClusterOptions& options);
 // The same with ceilings that were measured already, by another process on this machine.
 absl::StatusOr<ClusterFacts> FactsWith(const ClusterOptions& options, Ceilings ceilings);
 
+// Of a rank, by rank.
+struct BenchDevice {
+  backend::DeviceKind kind;
+  int64_t bytes = 0;
+};
+
 // Workers that are ready for steps as `limits` allow.
 absl::StatusOr<std::unique_ptr<RankThreads>> StartRanks(const ClusterOptions& options,
                                                         const step::StepLimits& limits);
-// Blocks that the cache of each rank has room for beside weights and a step's memory: what the GPU
-// with the least memory leaves of 0.92. On CPU `wanted`.
-absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const ClusterFacts& facts,
-                                         int32_t wanted);
+// Cache blocks that every rank has room for, at most `wanted`: what a worker of those limits would
+// leave to its cache on a device of that size that has nothing else on it (run/rank_memory), at
+// --gpu-memory-utilization 0.92. ResourceExhausted if one request does not fit.
+absl::StatusOr<int32_t> BlocksThatFit(const ClusterOptions& options, const plan::ModelSpec& spec,
+                                      const step::StepLimits& limits,
+                                      const std::vector<BenchDevice>& devices, int32_t wanted);
+// The same on the GPUs that are here. On CPU `wanted`.
+absl::StatusOr<int32_t> NumBlocksThatFit(const ClusterOptions& options, const plan::ModelSpec& spec,
+                                         const step::StepLimits& limits, int32_t wanted);
 
 // "12.3": a share in percent of what was at best possible.
 double SharePercent(double seconds_at_best, double seconds);

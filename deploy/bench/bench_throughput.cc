@@ -155,7 +155,9 @@ absl::Status RunBenchThroughput(const BenchThroughputOptions& options, std::stri
   ASSIGN_OR_RETURN(const ClusterFacts facts, GatherFacts(options.cluster));
   const int32_t running = std::min(options.max_num_seqs, options.num_prompts);
   const int32_t wanted = running * (BlocksFor(options.input_tokens + options.output_tokens) + 1);
-  ASSIGN_OR_RETURN(const int32_t num_blocks, NumBlocksThatFit(options.cluster, facts, wanted));
+  ASSIGN_OR_RETURN(
+      const int32_t num_blocks,
+      NumBlocksThatFit(options.cluster, spec, LimitsOf(options, spec, wanted).step, wanted));
   const sched::SchedulerLimits limits = LimitsOf(options, spec, num_blocks);
   ASSIGN_OR_RETURN(const auto ranks, StartRanks(options.cluster, limits.step));
   OfflineRun run(*ranks, limits, options.seed);

@@ -12,6 +12,7 @@ namespace {
 // Above this share of a core the client may be what is measured.
 constexpr double kBusyShare = 0.8;
 constexpr double kLagMs = 20;
+constexpr absl::Duration kProbePatience = absl::Seconds(5);
 
 std::vector<double> ValuesOf(const ReportPoint& point, std::string_view metric) {
   std::vector<double> values;
@@ -83,6 +84,20 @@ absl::Status LoadBench::Prepare(const std::vector<PromptEntry>& prompts) {
   return absl::OkStatus();
 }
 
+absl::Status LoadBench::WhyLost(const std::string& title, const LoadResult& result) const {
+  const auto last = std::max_element(
+      result.records.begin(), result.records.end(),
+      [](const RequestRecord& a, const RequestRecord& b) { return a.end_ns < b.end_ns; });
+  const bool ended_in_failure =
+      last != result.records.end() && last->outcome == RequestRecord::Outcome::kFailed;
+  if (result.interrupted || !ended_in_failure) return absl::OkStatus();
+  const absl::Status there =
+      AskServer(options_.target, options_.target.model, kProbePatience).status();
+  if (!absl::IsUnavailable(there)) return absl::OkStatus();
+  return Unavailable("the server died in {}: {}; what was measured before is kept", title,
+                     Message(there));
+}
+
 absl::StatusOr<LoadRound> LoadBench::Run(const std::string& title,
                                          const std::vector<PromptEntry>& prompts,
                                          const std::vector<double>& times, int32_t concurrency) {
@@ -103,6 +118,7 @@ absl::StatusOr<LoadRound> LoadBench::Run(const std::string& title,
   round.client = result.client;
   round.peaks = watch_.TakePeaks();
   round.interrupted = result.interrupted;
+  round.lost = WhyLost(title, result);
   round.records = std::move(result.records);
   return round;
 }

@@ -35,6 +35,7 @@ struct LoadRound {
   ServerWatch::Peaks peaks;
   std::vector<RequestRecord> records;
   bool interrupted = false;
+  absl::Status lost;  // the server is gone: its last requests failed, and nobody answers any more
 };
 
 class LoadBench {
@@ -51,6 +52,7 @@ class LoadBench {
                                 const std::vector<double>& times, int32_t concurrency);
 
  private:
+  absl::Status WhyLost(const std::string& title, const LoadResult& result) const;
   absl::StatusOr<std::vector<RequestSpec>> SpecsOf(const std::vector<PromptEntry>& prompts,
                                                    const std::vector<double>& times) const;
   LoadOptions LoadOptionsOf(int32_t concurrency) const;

@@ -37,10 +37,12 @@ struct Report {
   TextTable table;
   std::string notes;  // lines under the table
   bool interrupted = false;
+  absl::Status failure;  // why it ended early; what is here was measured before
   std::vector<plot::Figure> figures;
   // Calls its argument with each line of the raw data; may be empty.
   std::function<void(const std::function<void(const Json&)>&)> each_request;
 
+  bool EndedEarly() const { return interrupted || !failure.ok(); }
   std::string Text() const;  // for a terminal: title, table, notes, conditions
   std::string Markdown() const;
   Json ToJson() const;

@@ -141,13 +141,14 @@ absl::StatusOr<Report> RunServeBench(const ServeBenchOptions& options) {
   Report report;
   report.kind = "serve";
   report.points.push_back({name, {}});
-  for (int32_t r = 0; r < options.rounds && !report.interrupted; ++r) {
+  for (int32_t r = 0; r < options.rounds && !report.EndedEarly(); ++r) {
     ASSIGN_OR_RETURN(
         LoadRound round,
         bench.Run(fmt::format("round {} of {}, {}", r + 1, options.rounds, name), options.prompts,
                   TimesOf(options, options.seed + static_cast<uint64_t>(r)),
                   options.max_concurrency));
     report.interrupted = round.interrupted;
+    report.failure = round.lost;
     report.points[0].rounds.push_back(MetricsOf(round));
     rounds->push_back(std::move(round));
   }

@@ -234,15 +234,16 @@ absl::StatusOr<Report> RunSweep(const SweepOptions& options) {
   const std::string num_prompts = NumPrompts(*points);
   Report report;
   report.kind = "sweep";
-  for (int32_t r = 0; r < options.rounds && !report.interrupted; ++r) {
+  for (int32_t r = 0; r < options.rounds && !report.EndedEarly(); ++r) {
     for (Point& point : *points) {
       ASSIGN_OR_RETURN(LoadRound round,
                        bench.Run(fmt::format("round {} of {}, {}", r + 1, options.rounds,
                                              NameOfPoint(point.concurrency)),
                                  point.prompts, {}, point.concurrency));
       report.interrupted = round.interrupted;
+      report.failure = round.lost;
       point.rounds.push_back(std::move(round));
-      if (report.interrupted) break;
+      if (report.EndedEarly()) break;
     }
   }
   std::erase_if(*points, [](const Point& point) { return point.rounds.empty(); });

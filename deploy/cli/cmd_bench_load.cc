@@ -102,7 +102,9 @@ int End(bench::Report report, BenchTarget& target, const BenchTargetConfig& conf
       for (const auto& [name, value] : round) completed += name == "completed" ? value : 0;
     }
   }
-  const absl::Status left = LeaveTarget(target, config);
+  // Of a server that was started here its end says more.
+  absl::Status left = LeaveTarget(target, config);
+  if (left.ok()) left = report.failure;
   const int code = FinishReport(std::move(report), arguments, config.output);
   if (!left.ok()) return FailBench(left);
   return code == 0 && completed == 0 ? 1 : code;

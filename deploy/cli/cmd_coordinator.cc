@@ -16,6 +16,7 @@
 #include "coordinator/engine/cluster.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/metrics.h"
+#include "coordinator/engine/pulsed_link.h"
 #include "coordinator/engine/recorded_link.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/tokenizer.h"
@@ -241,6 +242,12 @@ void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool ex
           config.max_num_batched_tokens);
 }
 
+std::string ComplaintOf(const engine::PulsedLink& link) {
+  if (link.Stillness() <= limits::kEngineTurnPatience) return "";
+  return fmt::format("the engine thread has not come round for {}",
+                     absl::FormatDuration(link.Stillness()));
+}
+
 // Serves until the engine fails or a signal comes; the failure, or ok after a drain.
 absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& files,
                                engine::Cluster& cluster, CoordinatorNotebook& notebook,
@@ -260,12 +267,15 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
                                                             ? engine::Metrics::Names::kOwnAndVllm
                                                             : engine::Metrics::Names::kOwn);
   const std::unique_ptr<FlightRecorder> flight = FlightRecorder::Open(config);
+  // Innermost: what is done around a wait is not the wait.
+  engine::PulsedLink pulse(cluster.link(), clock);
   std::optional<engine::RecordedLink> recorded;
   if (flight->ring() != nullptr) {
-    recorded.emplace(cluster.link(), options.epoch, *flight->ring(),
+    recorded.emplace(pulse, options.epoch, *flight->ring(),
                      [&](const absl::Status& why) { flight->Save(why); });
   }
-  engine::WorkerLink& link = recorded.has_value() ? *recorded : cluster.link();
+  engine::WorkerLink& link =
+      recorded.has_value() ? static_cast<engine::WorkerLink&>(*recorded) : pulse;
   engine::Engine engine(options, files.info.limits, link, *files.tokenizer, clock, metrics);
   engine.Start();
 
@@ -291,12 +301,14 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
               ? ""
               : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
   heart.SetServing();
+  heart.SetComplaint([&pulse] { return ComplaintOf(pulse); });
 
   absl::Status failure;
   while (stop_requested == 0 && failure.ok()) {
     failure = engine.WaitUntilFailed(MonotonicNow() + kLook);
     if (failure.ok()) failure = cluster.failure();
   }
+  heart.SetComplaint(nullptr);  // its thread ends
   // Workers first: their collectives wait for the lost one until they are told.
   if (!failure.ok()) cluster.Stop(failure, MonotonicNow() + kStopPatience);
   if (failure.ok()) {

@@ -165,6 +165,8 @@ int RunWorker(const Arguments& arguments) {
   SetLogName(config.launch.rank.has_value() ? fmt::format("worker {}", *config.launch.rank)
                                             : "worker");
   // From the first moment, so that one that stands still while it starts is found too.
+  const SystemClock clock;
+  run::LoadWatch load_watch(clock);
   const std::unique_ptr<launch::Heart> heart = launch::Heart::Start();
   absl::Status status = SettleDevice(config).status();
   if (status.ok()) {
@@ -172,6 +174,8 @@ int RunWorker(const Arguments& arguments) {
     status = options.status();
     if (options.ok()) {
       heart->SetNote(fmt::format("{} {}", options->coordinator, options->job_token));
+      options->load_watch = &load_watch;
+      heart->SetComplaint([&load_watch] { return load_watch.Complaint(); });
       options->on_serving = [&] { heart->SetServing(); };
       const std::unique_ptr<FlightRecorder> flight = FlightRecorder::Open(config);
       options->recorder = flight->ring();

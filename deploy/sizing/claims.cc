@@ -31,6 +31,8 @@ constexpr KindRow kKinds[] = {
     {"first_token_s", Claim::Kind::kFirstToken, "s", Bound::kAtLeast},
     {"latency_s", Claim::Kind::kLatency, "s", Bound::kAtLeast},
     {"requests_s", Claim::Kind::kRequestRate, "requests/s", Bound::kAtMost},
+    {"cache_growth_power", Claim::Kind::kCacheGrowth, "as a power of the length", Bound::kExactly},
+    {"decode_ratio", Claim::Kind::kDecodeRatio, "times as fast", Bound::kAtMost},
     {"offload_s_per_token", Claim::Kind::kSecondsPerToken, "s a token", Bound::kAtLeast},
 };
 
@@ -55,8 +57,9 @@ const KindRow& RowOf(Claim::Kind kind) {
 }
 
 absl::StatusOr<Claim> ReadClaim(const plan::ConfigReader& entry) {
-  static const std::set<std::string, std::less<>> kKnown = {
-      "says", "kind", "value", "gpu", "dtype", "bits", "batch", "context", "output", "rate"};
+  static const std::set<std::string, std::less<>> kKnown = {"says",   "kind", "value",  "gpu",
+                                                            "dtype",  "bits", "batch",  "context",
+                                                            "output", "rate", "against"};
   for (const auto& [key, value] : entry.object().members()) {
     if (!kKnown.contains(key)) {
       return InvalidArgument("{}: expected one of {}", entry.PathOf(key), fmt::join(kKnown, ", "));
@@ -90,6 +93,12 @@ absl::StatusOr<Claim> ReadClaim(const plan::ConfigReader& entry) {
   ASSIGN_OR_RETURN(claim.context, entry.IntOr("context", {1, limits::kMaxPositions}, 1));
   ASSIGN_OR_RETURN(claim.output, entry.IntOr("output", {0, limits::kMaxPositions}, 0));
   ASSIGN_OR_RETURN(claim.rate, entry.DoubleOr("rate", {0, 1e9}, 0));
+  ASSIGN_OR_RETURN(const auto against, entry.FindString("against"));
+  claim.against = against.value_or("");
+  if (claim.kind == Claim::Kind::kDecodeRatio && claim.against.empty()) {
+    return InvalidArgument("{}: expected this key with {}, it is missing", entry.PathOf("against"),
+                           kind);
+  }
   const bool needs_output =
       claim.kind == Claim::Kind::kLatency || claim.kind == Claim::Kind::kRequestRate;
   if (needs_output && claim.output == 0) {
@@ -102,13 +111,15 @@ absl::StatusOr<Claim> ReadClaim(const plan::ConfigReader& entry) {
 // What arithmetic says of one claim.
 class Judge {
  public:
-  Judge(const Claim& claim, const plan::ModelSpec& spec, const Gpu& gpu)
+  // other: the GPU that it is claimed against; the same one, if none is.
+  Judge(const Claim& claim, const plan::ModelSpec& spec, const Gpu& gpu, const Gpu& other)
       : claim_(claim),
         gpu_(gpu),
+        other_(other),
         roofline_(spec, bench::ElementBytes{.layers = claim.bits_per_weight / 8,
                                             .tables = static_cast<double>(SizeOf(claim.dtype)),
                                             .cache = static_cast<double>(SizeOf(claim.dtype))}),
-        rates_{.bytes = gpu.bandwidth, .operations = gpu.operations} {}
+        rates_(RatesOf(gpu)) {}
 
   Judgement Run() const {
     Judgement judgement;
@@ -123,8 +134,7 @@ class Judge {
     judgement.why = Why(judgement.possible);
     const double needed = MemoryGiB();
     const double there = static_cast<double>(gpu_.memory_bytes) / kGiB;
-    if (claim_.kind != Claim::Kind::kSecondsPerToken && claim_.kind != Claim::Kind::kCache &&
-        needed > there) {
+    if (IsOfOneRun() && needed > there) {
       judgement.possible = false;
       judgement.why +=
           claim_.kind == Claim::Kind::kMemory
@@ -136,14 +146,23 @@ class Judge {
   }
 
  private:
+  static bench::Rates RatesOf(const Gpu& gpu) {
+    return {.bytes = gpu.bandwidth, .operations = gpu.operations};
+  }
+  // Of other GPUs a figure cannot be judged by memory: each serves what it has room for.
+  bool IsOfOneRun() const {
+    return claim_.kind != Claim::Kind::kSecondsPerToken && claim_.kind != Claim::Kind::kCache &&
+           claim_.kind != Claim::Kind::kCacheGrowth && claim_.kind != Claim::Kind::kDecodeRatio;
+  }
   double CacheGiB() const {
     return roofline_.cache_bytes_per_token() * static_cast<double>(claim_.batch * claim_.context) /
            kGiB;
   }
   double WeightGiB() const { return roofline_.resident_bytes() / kGiB; }
   double MemoryGiB() const { return WeightGiB() + CacheGiB(); }
-  double StepSeconds() const {
-    return roofline_.DecodeSeconds(rates_, {}, claim_.batch, static_cast<double>(claim_.context));
+  double StepSeconds() const { return StepSecondsOn(rates_); }
+  double StepSecondsOn(const bench::Rates& rates) const {
+    return roofline_.DecodeSeconds(rates, {}, claim_.batch, static_cast<double>(claim_.context));
   }
   double DecodeRate() const { return static_cast<double>(claim_.batch) / StepSeconds(); }
   // Over the link, one way.
@@ -167,6 +186,10 @@ class Judge {
       case Claim::Kind::kRequestRate:
         return claim_.rate > 0 ? claim_.rate / static_cast<double>(claim_.output)
                                : DecodeRate() / static_cast<double>(claim_.output);
+      case Claim::Kind::kCacheGrowth:
+        return 1;
+      case Claim::Kind::kDecodeRatio:
+        return StepSecondsOn(RatesOf(other_)) / StepSeconds();
       case Claim::Kind::kSecondsPerToken:
         return OffloadSeconds();
     }
@@ -196,6 +219,14 @@ class Judge {
         return possible ? "tokens per second over tokens of a request"
                         : fmt::format("{:g} tok/s over {} tokens of a request", claim_.rate,
                                       claim_.output);
+      case Claim::Kind::kCacheGrowth:
+        return fmt::format("{:.0f} bytes for each token, the last as the first",
+                           roofline_.cache_bytes_per_token());
+      case Claim::Kind::kDecodeRatio:
+        return fmt::format(
+            "reads {:.2f} times as fast and multiplies {:.2f} times: {}",
+            gpu_.bandwidth / other_.bandwidth, gpu_.operations / other_.operations,
+            claim_.value < 1 ? "slower only by its software, not by the GPU" : "no more than that");
       case Claim::Kind::kSecondsPerToken:
         return fmt::format("{:.1f} GiB do not fit and cross a link of {:.0f} GB/s for each token",
                            MemoryGiB() - static_cast<double>(gpu_.memory_bytes) / kGiB,
@@ -206,6 +237,7 @@ class Judge {
 
   const Claim& claim_;
   const Gpu& gpu_;
+  const Gpu& other_;
   const bench::Roofline roofline_;
   const bench::Rates rates_;
 };
@@ -239,7 +271,11 @@ absl::StatusOr<std::vector<Claim>> ParseClaims(std::string_view json, std::strin
 absl::StatusOr<Judgement> JudgeClaim(const Claim& claim, const plan::ModelSpec& spec,
                                      const GpuTable& table) {
   ASSIGN_OR_RETURN(const Gpu gpu, table.Find(claim.gpu));
-  return Judge(claim, spec, gpu).Run();
+  Gpu other = gpu;
+  if (!claim.against.empty()) {
+    ASSIGN_OR_RETURN(other, table.Find(claim.against));
+  }
+  return Judge(claim, spec, gpu, other).Run();
 }
 
 absl::StatusOr<std::string> ClaimsText(const std::vector<Claim>& claims,

@@ -19,6 +19,8 @@ struct Claim {
     kFirstToken,      // seconds of a prompt of `context` tokens
     kLatency,         // seconds until `output` tokens of each sequence are there
     kRequestRate,     // requests of `output` tokens per second, at `rate` tok/s
+    kCacheGrowth,     // the cache grows with this power of the length
+    kDecodeRatio,     // tok/s over those on the GPU `against`
     kSecondsPerToken  // of a model that lies in the host's memory as far as the GPU has no room
   };
   std::string says;  // as published, in short
@@ -31,6 +33,7 @@ struct Claim {
   int64_t context = 1;  // tokens of each sequence, on average
   int64_t output = 0;
   double rate = 0;
+  std::string against = {};  // of kDecodeRatio: another GPU
 };
 
 // {"claims": [{"says": "...", "kind": "decode_tok_s", "value": 148, "gpu": "a100-80g-pcie",

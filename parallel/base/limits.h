@@ -115,6 +115,8 @@ inline constexpr absl::Duration kPeerCheckInterval =
 inline constexpr absl::Duration kEngineIdle = absl::Milliseconds(200);
 inline constexpr absl::Duration kEngineProgressPatience =
     absl::Seconds(30);  // without a commit, health says no
+inline constexpr absl::Duration kEngineTurnPatience =
+    absl::Seconds(4);  // for its thread to come round; then the coordinator's heart stops
 inline constexpr absl::Duration kEngineStopPatience =
     absl::Seconds(5);  // then a hanging step is aborted
 

@@ -18,6 +18,7 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
 #include "parallel/comm/group_errors.h"
+#include "parallel/comm/wait_board.h"
 
 namespace polyreme::comm {
 namespace {
@@ -214,6 +215,11 @@ absl::Status RingTransport::Wait(absl::Time deadline, Step step, Awaits awaits) 
     if (stuck && sleepy && gone < 0 && !Sleep(bell, deadline)) look = Look::kAtProcess;
     if (sleepy) mine.asleep.store(0);
     RETURN_IF_ERROR(progress.status());
+    if (*progress != Progress::kStuck) {
+      WaitBoard::Moved();
+    } else if (sleepy) {
+      WaitBoard::WaitFor(AwaitedRank(awaits));
+    }
     if (*progress == Progress::kDone) {
       // Spinning has paid if it found what it spun for.
       spin_limit_ =
@@ -234,6 +240,12 @@ absl::Status RingTransport::Wait(absl::Time deadline, Step step, Awaits awaits) 
       return DeadlineExceeded("{}: waited too long for {}", group_.name, NamePeers(group_, awaits));
     }
   }
+}
+
+int32_t RingTransport::AwaitedRank(Awaits awaits) const {
+  int peer = 0;
+  while (peer + 1 < size() && (peer == rank() || !awaits(peer))) ++peer;
+  return group_.members[static_cast<size_t>(peer)].value;
 }
 
 bool RingTransport::Sleep(uint32_t bell, absl::Time deadline) {

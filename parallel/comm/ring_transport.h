@@ -71,6 +71,8 @@ class RingTransport final : public Transport, public SharedStage, private ByteSt
   // A peer that is awaited and has left or, if asked to look, died; -1 if there is none.
   enum class Look { kAtState, kAtProcess };
   int FindGone(Look look, Awaits awaits) const;
+  // One of those that are awaited, as a rank of the cluster.
+  int32_t AwaitedRank(Awaits awaits) const;
 
   void Wake(int peer);
   void WakeAll();

@@ -139,21 +139,26 @@ class Door {
   int num_refused_ = 0;
 };
 
+// For the other's welcome: it listens already, and comes to its door once those below it have let
+// it in. What a link swallows never comes.
+constexpr absl::Duration kWelcomePatience = absl::Seconds(15);
+
 absl::StatusOr<UniqueFd> ConnectTo(const SocketAddress& address, const DoorKey& key,
                                    const GroupSpec& group, int peer) {
-  ASSIGN_OR_RETURN(UniqueFd socket, Connect(address, group.deadline));
+  const absl::Time deadline = std::min(group.deadline, MonotonicNow() + kWelcomePatience);
+  ASSIGN_OR_RETURN(UniqueFd socket, Connect(address, deadline));
   Hello hello;
   hello.epoch = key.epoch;
   hello.group = key.group;
   hello.from = group.rank;
   hello.to = peer;
   hello.nonce = launch::MakeNonce();
-  RETURN_IF_ERROR(WriteAll(socket, BytesOf(std::as_const(hello)), group.deadline));
+  RETURN_IF_ERROR(WriteAll(socket, BytesOf(std::as_const(hello)), deadline));
   Welcome welcome;
-  RETURN_IF_ERROR(ReadAll(socket, BytesOf(welcome), group.deadline));
+  RETURN_IF_ERROR(ReadAll(socket, BytesOf(welcome), deadline));
   RETURN_IF_ERROR(CheckWelcome(key, hello, welcome));
   const launch::Proof proof = ProveTo(key, hello, welcome);
-  RETURN_IF_ERROR(WriteAll(socket, BytesOf(proof), group.deadline));
+  RETURN_IF_ERROR(WriteAll(socket, BytesOf(proof), deadline));
   return socket;
 }
 
@@ -186,7 +191,9 @@ absl::StatusOr<std::vector<UniqueFd>> ConnectAll(launch::Rendezvous& meet, const
     RETURN_IF_ERROR(text.status());
     ASSIGN_OR_RETURN(const SocketAddress address, ParseSocketAddress(*text));
     absl::StatusOr<UniqueFd> socket = ConnectPatiently(address, door_key, group, peer);
-    if (absl::IsDeadlineExceeded(socket.status())) return DidNotJoin(group, is_peer);
+    if (absl::IsDeadlineExceeded(socket.status()) && MonotonicNow() >= group.deadline) {
+      return DidNotJoin(group, is_peer);
+    }
     if (!socket.ok()) {
       return Annotate(socket.status(),
                       fmt::format("{}: {} at {}", group.name, NamePeers(group, is_peer), *text));

@@ -19,6 +19,7 @@
 #include "parallel/comm/stat_counters.h"
 #include "parallel/comm/tcp_meeting.h"
 #include "parallel/comm/tcp_socket.h"
+#include "parallel/comm/wait_board.h"
 
 namespace polyreme::comm {
 namespace {
@@ -47,6 +48,8 @@ class TcpTransport final : public Transport, private ByteStreams {
                                  absl::Span<std::byte> second) override;
   absl::Status Run(absl::Time deadline);
   absl::Status Sleep(absl::Time deadline);
+  // A rank that this one sends to or hears from; one there is while the pump is not done.
+  int32_t AwaitedRank() const;
   absl::Status EndOf() const;  // why the group is over, or ok
   absl::Status Lost(int peer, const char* how) const {
     return Unavailable("{}: rank {} {}", group_.name,
@@ -89,12 +92,14 @@ absl::Status TcpTransport::Run(absl::Time deadline) {
       const absl::Status end = EndOf();
       return end.ok() ? progress.status() : end;
     }
+    if (*progress != Progress::kStuck) WaitBoard::Moved();
     if (*progress == Progress::kDone) break;
     if (start == absl::InfiniteFuture()) start = MonotonicNow();
     if (*progress == Progress::kMoved) {
       spins = 0;
     } else if (++spins > spin_limit_) {
       slept = true;
+      WaitBoard::WaitFor(AwaitedRank());
       RETURN_IF_ERROR(Sleep(deadline));
     }
   }
@@ -103,6 +108,12 @@ absl::Status TcpTransport::Run(absl::Time deadline) {
   spin_limit_ = slept ? spin_limit_ / 2 : std::min(2 * spin_limit_ + 1, kMaxSpins);
   counters_.CountWaiting(MonotonicNow() - start);
   return absl::OkStatus();
+}
+
+int32_t TcpTransport::AwaitedRank() const {
+  int peer = 0;
+  while (peer + 1 < size() && !pump_.IsPending(peer)) ++peer;
+  return group_.members[static_cast<size_t>(peer)].value;
 }
 
 absl::Status TcpTransport::Sleep(absl::Time deadline) {

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "parallel/base/clock.h"
+#include "parallel/base/log.h"
 #include "parallel/base/status.h"
 
 namespace polyreme::launch {
@@ -45,9 +47,22 @@ void Heart::Write(const std::string& line) {
 void Heart::Beat() {
   std::unique_lock lock(mutex_);
   while (!ending_) {
-    Write(serving_ ? "beat 1\n" : "beat 0\n");
+    if (IsWell()) Write(serving_ ? "beat 1\n" : "beat 0\n");
     changed_.wait_for(lock, absl::ToChronoNanoseconds(kHeartbeatInterval));
   }
+}
+
+bool Heart::IsWell() {
+  const std::string complaint = complaint_ ? complaint_() : "";
+  const bool complains = !complaint.empty();
+  if (complains && !complains_) LogError("{}: no more beats until it goes on", complaint);
+  complains_ = complains;
+  return !complains;
+}
+
+void Heart::SetComplaint(std::function<std::string()> complaint) {
+  const std::lock_guard lock(mutex_);
+  complaint_ = std::move(complaint);
 }
 
 void Heart::SetServing() {

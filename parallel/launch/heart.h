@@ -1,11 +1,12 @@
 // The beats of a child process, over a pipe to its agent: that it runs, whether it has served, and
-// what its successor must know to take its place. A child that falls silent is stopped or hangs as
-// a whole, and is killed by its agent.
+// what its successor must know to take its place. A child that falls silent is stopped, hangs as a
+// whole, or says of itself that what matters in it stands still; it is killed by its agent.
 //
 // One line a beat: "beat <serving>", or "note <text>".
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -30,19 +31,25 @@ class Heart {
   static std::unique_ptr<Heart> Start();
   ~Heart();
   void SetServing();
+  // Asked before each beat, from now on: what stands still in this process, or "" if nothing does.
+  // While something does there are no beats. Must not wait. nullptr: nothing is asked.
+  void SetComplaint(std::function<std::string()> complaint);
   // At most 1 KiB, one line.
   void SetNote(std::string_view note);
 
  private:
   explicit Heart(int fd);
   void Beat();
+  bool IsWell();  // mutex_ is held
   void Write(const std::string& line);
 
   const int fd_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool serving_ = false;  // guarded by mutex_
-  bool ending_ = false;   // guarded by mutex_
+  bool serving_ = false;                    // guarded by mutex_, and so on
+  std::function<std::string()> complaint_;  // nullptr: none
+  bool complains_ = false;
+  bool ending_ = false;
   std::thread thread_;
 };
 

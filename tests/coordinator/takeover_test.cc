@@ -138,6 +138,33 @@ TEST(Takeover, APoolThatARankHoldsSettlesTheNumberOfBlocks) {
   EXPECT_EQ(cluster->num_blocks(), 37);
 }
 
+// Both ends of a link tell of its loss, at about the same time, and again for each plan on its way.
+TEST(Takeover, ALossThatBothSidesTellOfCostsOneEpoch) {
+  ClusterOptions options = TwoShards(2, 2);
+  options.max_restarts = 2000;
+  const auto cluster = *Cluster::Listen(options);
+  TalkingRank a(*cluster, Identity(0, 1, 1), 8);
+  TalkingRank b(*cluster, Identity(1, 1, 1), 8);
+  Serve(*cluster, {&a, &b});
+  for (int i = 0; i < 1000; ++i) {
+    const Epoch lost = cluster->epoch();
+    std::vector<std::future<void>> lives;
+    for (TalkingRank* rank : {&a, &b}) {
+      lives.push_back(std::async(std::launch::async, [rank, lost] {
+        for (int plan = 0; plan < 20; ++plan) {
+          EXPECT_TRUE(rank->link().client()->SendFailed(lost, Unavailable("reset by peer")).ok());
+        }
+        rank->ServeAsTold();
+      }));
+    }
+    while (cluster->link().failure().ok()) std::this_thread::yield();
+    const absl::StatusOr<Epoch> next = cluster->link().Recover(cluster->link().failure());
+    ASSERT_TRUE(next.ok()) << next.status();
+    for (std::future<void>& life : lives) life.get();
+    ASSERT_EQ(next->value, lost.value + 1) << "in round " << i;
+  }
+}
+
 TEST(Takeover, ACoordinatorThatWasReplacedGivesUpAtTheFirstRankThatKnowsIt) {
   const auto old = *Cluster::Listen(TwoShards(1, 1));
   CoordinatorLink link(old->address(), kToken, Identity(0, 4, 2));

@@ -11,6 +11,10 @@
 #include "deploy/bench/bench_step.h"
 #include "deploy/bench/bench_throughput.h"
 #include "parallel/base/json.h"
+#include "parallel/base/limits.h"
+#include "parallel/plan/shard_plan.h"
+#include "parallel/plan/topology.h"
+#include "worker/run/rank_memory.h"
 
 namespace polyreme::bench {
 namespace {
@@ -167,6 +171,63 @@ TEST(BenchScore, NamesTheLineThatIsWrong) {
   const absl::Status status = RunBenchScore(options, &said);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Message(status), HasSubstr("score_bad.jsonl:2"));
+}
+
+step::StepLimits LimitsOf(const plan::ModelSpec& spec) {
+  return {.num_slots = 8,
+          .num_blocks = 1,
+          .tokens_per_block = kTokensPerBlock,
+          .max_step_tokens = 64,
+          .max_step_samples = 8,
+          .max_model_len = 64,
+          .vocabulary = static_cast<int32_t>(spec.vocabulary),
+          .max_steps_in_flight = 3};
+}
+
+// That a cache is as large as the one formula says: with one block more, some rank would take more
+// of its device than it may.
+TEST(BlocksThatFit, AreThoseOfTheFormulaThatWorkersGoBy) {
+  const absl::StatusOr<plan::ModelSpec> spec = plan::ReadModelSpec(Model("iquestcoder"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  for (const Layout& layout : {Layout{1, 1}, Layout{2, 1}, Layout{1, 2}}) {
+    const step::StepLimits limits = LimitsOf(*spec);
+    const ClusterOptions options = Cluster(layout);
+    const BenchDevice large{.kind = {.gpu = true,
+                                     .activations = DType::kBF16,
+                                     .compute_capability = 90,
+                                     .num_multiprocessors = 132},
+                            .bytes = int64_t{8} << 30};
+    std::vector<BenchDevice> devices(static_cast<size_t>(layout.ranks()), large);
+    devices.back().bytes = int64_t{6} << 30;
+    const absl::StatusOr<int32_t> blocks =
+        BlocksThatFit(options, *spec, limits, devices, limits::kMaxBlocks);
+    ASSERT_TRUE(blocks.ok()) << blocks.status();
+
+    const auto topology = plan::Topology::Make(layout.stages, layout.shards);
+    const auto plan = plan::ShardPlan::Make(
+        *spec, *topology, {.layers_per_stage = {}, .tokens_per_block = kTokensPerBlock});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    bool one_more_fits = true;
+    for (int32_t rank = 0; rank < layout.ranks(); ++rank) {
+      const BenchDevice& device = devices[static_cast<size_t>(rank)];
+      const run::RankMemory memory = run::RankMemoryOf({.spec = &*spec,
+                                                        .plan = &*plan,
+                                                        .rank = Rank{rank},
+                                                        .limits = limits,
+                                                        .device = device.kind,
+                                                        .kv_dtype = DType::kBF16,
+                                                        .head_chunk_samples = 8});
+      const auto allowed = static_cast<int64_t>(0.92 * static_cast<double>(device.bytes));
+      EXPECT_LE(memory.TotalBytes(*blocks), allowed) << rank;
+      one_more_fits &= memory.TotalBytes(*blocks + 1) <= allowed;
+    }
+    EXPECT_FALSE(one_more_fits);
+    EXPECT_EQ(*BlocksThatFit(options, *spec, limits, devices, 7), 7) << "no more than is wanted";
+    devices.front().bytes = int64_t{1} << 20;
+    const absl::Status refused = BlocksThatFit(options, *spec, limits, devices, 7).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+    EXPECT_THAT(Message(refused), HasSubstr("rank 0"));
+  }
 }
 
 }  // namespace

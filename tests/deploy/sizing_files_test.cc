@@ -151,6 +151,10 @@ TEST(Claims, OfThePublishedTablesAreJudgedAsByHand) {
             .rate = rate};
     return c;
   };
+  const auto against = [](Claim c) {
+    c.against = "a100-80g-sxm4";
+    return c;
+  };
   using Kind = Claim::Kind;
   const Row rows[] = {
       {claim(Kind::kDecode, 148, "a100-80g-pcie", 1, 2304), 24.3, false},
@@ -173,6 +177,11 @@ TEST(Claims, OfThePublishedTablesAreJudgedAsByHand) {
       {claim(Kind::kCache, 40, "a100-80g-sxm4", 1, 131072), 40, true},
       {claim(Kind::kCache, 65.3, "a100-80g-sxm4", 8, 65536), 160, false},
       {claim(Kind::kDecode, 47.7, "h200", 1, 2048), 60.4, true},
+      {claim(Kind::kCacheGrowth, 0.5, "a100-80g-sxm4", 1, 131072), 1, false},
+      {claim(Kind::kCacheGrowth, 1, "a100-80g-sxm4", 1, 131072), 1, true},
+      // 3.35 TB/s over 2.039.
+      {against(claim(Kind::kDecodeRatio, 0.9, "h100-80g-sxm5", 1, 2048)), 1.643, true},
+      {against(claim(Kind::kDecodeRatio, 2.5, "h100-80g-sxm5", 1, 2048)), 1.643, false},
   };
   for (const Row& row : rows) {
     const auto judged = JudgeClaim(row.claim, spec, table);
@@ -180,7 +189,7 @@ TEST(Claims, OfThePublishedTablesAreJudgedAsByHand) {
     EXPECT_NEAR(judged->bound, row.bound, 0.012 * row.bound) << row.claim.value;
     EXPECT_EQ(judged->possible, row.possible) << row.claim.value << ": " << judged->why;
   }
-  EXPECT_GE(Published().size(), 30u);
+  EXPECT_GE(Published().size(), 34u);
 }
 
 TEST(Claims, NameWhatIsWrongWithAFile) {
@@ -197,6 +206,8 @@ TEST(Claims, NameWhatIsWrongWithAFile) {
               HasSubstr("claims[0].kind"));
   EXPECT_THAT(refusal(R"({"says": "a", "kind": "latency_s", "value": 1, "gpu": "h200"})"),
               HasSubstr("claims[0].output"));
+  EXPECT_THAT(refusal(R"({"says": "a", "kind": "decode_ratio", "value": 1, "gpu": "h200"})"),
+              HasSubstr("claims[0].against"));
   EXPECT_THAT(refusal(R"({"says": "a", "kind": "memory_gib", "value": -1, "gpu": "h200"})"),
               HasSubstr("claims[0].value"));
   EXPECT_THAT(

@@ -176,6 +176,53 @@ TEST_F(Bench, AnInterruptKeepsWhatWasMeasured) {
   EXPECT_EQ(Figure(result, 0, 0, "failed"), 0);
 }
 
+// What was measured is kept, nobody waits for the rest, and one sentence says why.
+TEST_F(Bench, AServerThatDiesInMidSweepEndsItAndKeepsWhatWasMeasured) {
+  // A process of its own, whose sockets end with it; it runs until its standard input ends.
+  const auto server =
+      Program::Start({"sh", "-c", "sleep 200 | exec " POLYREME_NULL_SERVER " 0 20"});
+  const auto url = server->WaitForLine("http://", kPatience);
+  ASSERT_TRUE(url.has_value()) << server->output();
+  const auto program = Program::Start({POLYREME_BINARY, "bench", "sweep", "http://" + *url,
+                                       "--concurrency", "1,2,4", "--rounds", "3", "--num-prompts",
+                                       "30", "--max-tokens", "4", "--output", folder_});
+  ASSERT_TRUE(program->WaitForLine("round 1 of 3, concurrency 2", kPatience).has_value())
+      << program->output();
+  kill(-server->pid(), SIGKILL);  // its whole group
+  EXPECT_EQ(program->WaitForExit(kPatience), 1) << program->output();
+  EXPECT_EQ(program->Count("polyreme bench: "), 1) << program->output();
+  EXPECT_THAT(program->output(), HasSubstr("the server died in round 1 of 3, concurrency 2"));
+  EXPECT_THAT(program->output(), HasSubstr("Connection refused"));
+  const Json result = Result();
+  ASSERT_NE(result.Find("points"), nullptr);
+  ASSERT_EQ(result.Find("points")->as_array().size(), 2u) << "nothing was begun after that";
+  EXPECT_EQ(Figure(result, 0, 0, "completed"), 30);
+  EXPECT_EQ(Figure(result, 0, 0, "failed"), 0);
+  EXPECT_GT(Figure(result, 1, 0, "completed"), 0);
+  EXPECT_GT(Figure(result, 1, 0, "failed"), 0);
+  EXPECT_NE(Read("report.md"), "");
+}
+
+TEST_F(Bench, AServerThatWasStartedAndDiesInMidSweepIsNamedWithItsLog) {
+  const auto program = Program::Start({POLYREME_BINARY, "bench", "sweep", kDemoModel,
+                                       "--no-roofline", "--concurrency", "1,2", "--rounds", "3",
+                                       "--num-prompts", "60", "--max-tokens", "64", "--ignore-eos",
+                                       "--output", folder_, "--", "--join-timeout", "78"});
+  ASSERT_TRUE(program->WaitForLine("round 1 of 3, concurrency 2", kPatience).has_value())
+      << program->output();
+  const std::vector<pid_t> serving = program->Descendants("polyreme serve");
+  ASSERT_EQ(serving.size(), 1u) << program->output();
+  Strike(serving.front(), SIGKILL);
+  EXPECT_EQ(program->WaitForExit(kPatience), 1) << program->output();
+  EXPECT_EQ(program->Count("polyreme bench: "), 1) << program->output();
+  EXPECT_THAT(program->output(), HasSubstr("server.log"));
+  const Json result = Result();
+  ASSERT_NE(result.Find("points"), nullptr);
+  EXPECT_EQ(Figure(result, 0, 0, "completed"), 60);
+  EXPECT_EQ(Figure(result, 0, 0, "failed"), 0);
+  EXPECT_THAT(ProcessesWith("--join-timeout 78"), IsEmpty());
+}
+
 TEST_F(Bench, AnInterruptWhileTheServerStartsEndsIt) {
   const auto program = Program::Start({POLYREME_BINARY, "bench", "sweep", kDemoModel,
                                        "--no-roofline", "--", "--join-timeout", "77"});

@@ -58,7 +58,8 @@ class FaultProxy::Direction {
     return chunks_.empty() ? absl::InfiniteFuture() : chunks_.front().due;
   }
 
-  void Read(const Link& link, bool swallowed, FaultProxy& proxy) {
+  void Read(const Link& link, bool swallowed, FaultProxy& proxy,
+            const std::function<void(std::string&)>& change = nullptr) {
     char buffer[kReadBytes];
     const ssize_t count = recv(from_.get(), buffer, sizeof(buffer), 0);
     if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -67,8 +68,9 @@ class FaultProxy::Direction {
     } else if (swallowed) {
       proxy.bytes_swallowed_ += count;
     } else {
-      chunks_.push_back(
-          {MonotonicNow() + link.delay, std::string(buffer, static_cast<size_t>(count))});
+      std::string bytes(buffer, static_cast<size_t>(count));
+      if (change) change(bytes);
+      chunks_.push_back({MonotonicNow() + link.delay, std::move(bytes)});
       held_ += static_cast<size_t>(count);
     }
   }
@@ -126,9 +128,10 @@ struct FaultProxy::Connection {
   Direction answer{server, client};
 };
 
-FaultProxy::FaultProxy(const std::string& host, int32_t port) : host_(host), server_port_(port) {
+FaultProxy::FaultProxy(const std::string& host, int32_t port, Options options)
+    : host_(host), server_port_(port), options_(std::move(options)), link_(options_.link) {
   listener_ = comm::UniqueFd(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  sockaddr_in address = AddressOf("127.0.0.1", 0);
+  sockaddr_in address = AddressOf(options_.listen, options_.listen_port);
   socklen_t size = sizeof(address);
   CHECK(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), size) == 0);
   CHECK(listen(listener_.get(), SOMAXCONN) == 0);
@@ -143,7 +146,7 @@ FaultProxy::~FaultProxy() {
 }
 
 std::string FaultProxy::address() const {
-  return fmt::format("127.0.0.1:{}", port_);
+  return fmt::format("{}:{}", options_.listen, port_);
 }
 
 void FaultProxy::Set(const Link& link) {
@@ -235,7 +238,7 @@ void FaultProxy::Run() {
                                 *this);
       }
       if (server_says && connection.answer.wants_input()) {
-        connection.answer.Read(link, link.passage != Passage::kBoth, *this);
+        connection.answer.Read(link, link.passage != Passage::kBoth, *this, options_.on_answer);
       }
       connection.request.Write(link, *this);
       connection.answer.Write(link, *this);

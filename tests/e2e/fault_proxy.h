@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -30,8 +31,18 @@ class FaultProxy {
     size_t segment_bytes = 0;  // at most so many bytes a segment; 0: as they come
   };
 
-  // Listens on 127.0.0.1, and connects each connection that comes in to host:port.
-  FaultProxy(const std::string& host, int32_t port);
+  struct Options {
+    std::string listen = "127.0.0.1";
+    int32_t listen_port = 0;  // 0: any free one
+    Link link = {};           // from the beginning
+    // Sees what the server says before it is passed on, and may change it to as much else. On the
+    // proxy's thread.
+    std::function<void(std::string& bytes)> on_answer = nullptr;
+  };
+
+  // Listens, and connects each connection that comes in to host:port.
+  FaultProxy(const std::string& host, int32_t port) : FaultProxy(host, port, Options()) {}
+  FaultProxy(const std::string& host, int32_t port, Options options);
   ~FaultProxy();
   FaultProxy(const FaultProxy&) = delete;
   FaultProxy& operator=(const FaultProxy&) = delete;
@@ -63,6 +74,7 @@ class FaultProxy {
 
   const std::string host_;
   const int32_t server_port_;
+  const Options options_;
   int32_t port_ = 0;
   comm::UniqueFd listener_;
   std::mutex mutex_;

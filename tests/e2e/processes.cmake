@@ -14,9 +14,16 @@ polyreme_e2e_test(e2e_kill_matrix_test kill_matrix_test.cc)
 polyreme_e2e_test(e2e_layout_test layout_equivalence_test.cc)
 polyreme_e2e_test(e2e_drain_test drain_test.cc)
 polyreme_e2e_test(e2e_flight_test flight_test.cc)
+polyreme_e2e_test(e2e_hanging_thread_test hanging_thread_test.cc)
+# In front of the C library in the program under test.
+add_library(polyreme_hang_preload MODULE hang_preload.cc)
+add_dependencies(e2e_hanging_thread_test polyreme_hang_preload)
+target_compile_definitions(e2e_hanging_thread_test
+                           PRIVATE POLYREME_HANG_PRELOAD="$<TARGET_FILE:polyreme_hang_preload>")
 polyreme_e2e_test(e2e_launch_test launch_test.cc)
 polyreme_e2e_test(e2e_leftovers_test leftovers_test.cc)
 polyreme_e2e_test(e2e_overload_test overload_test.cc)
+polyreme_e2e_test(e2e_peer_links_test peer_links_test.cc)
 polyreme_e2e_test(e2e_recovery_test recovery_test.cc)
 polyreme_e2e_test(e2e_serve_test serve_test.cc)
 polyreme_e2e_test(e2e_slurm_test slurm_test.cc)
@@ -33,4 +40,5 @@ set_tests_properties(Soak.AMinuteOfKillsLosesNothing PROPERTIES TIMEOUT 400 LABE
 polyreme_test(e2e_bench_test
   SOURCES bench_test.cc ../deploy/fake_server.cc
   DEPS polyreme_bench polyreme_e2e_support Boost::headers TIMEOUT 300 LABELS e2e)
-add_dependencies(e2e_bench_test polyreme)
+add_dependencies(e2e_bench_test polyreme bench_null_server)
+target_compile_definitions(e2e_bench_test PRIVATE POLYREME_NULL_SERVER="$<TARGET_FILE:bench_null_server>")

@@ -1,7 +1,15 @@
 // What an agent makes of its children's beats.
 #include "parallel/launch/heart.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <string>
 
 namespace polyreme::launch {
 namespace {
@@ -57,6 +65,55 @@ TEST(HeartMonitor, LinesMayComeInPieces) {
   monitor.Reset(now);
   EXPECT_TRUE(monitor.has_served()) << "that outlives the process";
   EXPECT_EQ(monitor.note(), "127.0.0.1:7 token");
+}
+
+// The beats of a heart in this process.
+class HeartTest : public testing::Test {
+ protected:
+  HeartTest() {
+    EXPECT_EQ(pipe2(ends_, O_CLOEXEC | O_NONBLOCK), 0);
+    setenv(kHeartVariable, std::to_string(ends_[1]).c_str(), 1);
+    heart_ = Heart::Start();
+  }
+  ~HeartTest() override {
+    heart_.reset();
+    unsetenv(kHeartVariable);
+    close(ends_[0]);
+    close(ends_[1]);
+  }
+
+  std::string Read() {
+    char bytes[4096];
+    const ssize_t n = read(ends_[0], bytes, sizeof(bytes));
+    return n <= 0 ? "" : std::string(bytes, static_cast<size_t>(n));
+  }
+  bool WaitForBeat() {
+    pollfd entry{ends_[0], POLLIN, 0};
+    return poll(&entry, 1, 10'000) == 1 && Read().find("beat") != std::string::npos;
+  }
+
+  int ends_[2] = {-1, -1};
+  std::unique_ptr<Heart> heart_;
+};
+
+TEST_F(HeartTest, DoesNotBeatWhileSomethingInItStandsStill) {
+  ASSERT_TRUE(WaitForBeat());
+  std::atomic<int> num_asked = 0;
+  std::atomic<bool> stands_still = true;
+  heart_->SetComplaint([&] {
+    ++num_asked;
+    return std::string(stands_still ? "a thread has not come round" : "");
+  });
+  Read();
+  while (num_asked < 3) poll(nullptr, 0, 1);
+  EXPECT_EQ(Read(), "");
+  stands_still = false;
+  EXPECT_TRUE(WaitForBeat());
+  stands_still = true;
+  while (num_asked < 6) poll(nullptr, 0, 1);
+  heart_->SetComplaint(nullptr);
+  Read();
+  EXPECT_TRUE(WaitForBeat());
 }
 
 }  // namespace

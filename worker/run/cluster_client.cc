@@ -264,6 +264,14 @@ absl::Status ClusterClient::SendEpochEnded(Epoch epoch) {
   return impl_->Send(message);
 }
 
+absl::Status ClusterClient::SendStanding(Epoch epoch, int32_t peer, absl::Duration waited) {
+  pb::WorkerMessage message;
+  message.mutable_standing()->set_epoch(epoch.value);
+  message.mutable_standing()->set_peer(peer);
+  message.mutable_standing()->set_waited_ms(absl::ToInt64Milliseconds(waited));
+  return impl_->Send(message);
+}
+
 void ClusterClient::Close() {
   impl_->Close();
 }

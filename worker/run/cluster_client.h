@@ -107,6 +107,8 @@ class ClusterClient final : public launch::Rendezvous {
   // epoch 0: outside any.
   absl::Status SendFailed(Epoch epoch, const absl::Status& why);
   absl::Status SendEpochEnded(Epoch epoch);
+  // Waits for `peer`, and nothing has moved for `waited`.
+  absl::Status SendStanding(Epoch epoch, int32_t peer, absl::Duration waited);
   // Says that nothing more will be sent, and waits briefly for the stream to end.
   void Finish();
 

@@ -46,6 +46,7 @@ void StepLoop::Join() {
 }
 
 void StepLoop::RunSteps() {
+  const comm::WaitBoard::OfThisThread board(board_);
   while (true) {
     const absl::StatusOr<step::StepPlan> plan = plans_.Pop(absl::InfiniteFuture());
     if (!plan.ok()) return enqueued_.Close(plan.status());

@@ -6,6 +6,7 @@
 
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
+#include "parallel/comm/wait_board.h"
 
 namespace polyreme::run {
 namespace {
@@ -136,12 +137,16 @@ bool TokenFeedback::AwaitStep(StepId step) {
                               : parts_.recorder->BeginOperation({trace::FlightKind::kAwaitTokens,
                                                                  trace::FlightGroup::kPipeline,
                                                                  kLastStage, step.value});
+  comm::ProcessGroup& group = *parts_.group;
+  comm::WaitBoard::WaitFor((group.pipeline().size() - 1) * group.tensor().size() +
+                           group.place().shard);
   std::unique_lock lock(mutex_);
   const bool woken = arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience), [&] {
     return courier_gave_up_ || last_received_ >= step;
   });
   const bool here = last_received_ >= step;
   lock.unlock();
+  comm::WaitBoard::Moved();
   waiting_ns_ += absl::ToInt64Nanoseconds(MonotonicNow() - begin);
   if (parts_.recorder != nullptr) {
     parts_.recorder->MarkOperation(

@@ -1,5 +1,7 @@
 #include "worker/run/worker_service.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -17,6 +19,7 @@
 #include "worker/run/coordinator_link.h"
 #include "worker/run/model_runner.h"
 #include "worker/run/rank_memory.h"
+#include "worker/run/stand_watch.h"
 #include "worker/run/step_loop.h"
 #include "worker/weights/shard_loader.h"
 
@@ -46,6 +49,10 @@ absl::StatusOr<int64_t> KvBudget(const WorkerOptions& options, const RankSetup& 
   return CacheBudget(share);
 }
 
+// Without a tensor, a page from the disk or work (LoadWatch), until the rank is replaced. A device
+// may take long to begin, and says nothing meanwhile.
+constexpr absl::Duration kLoadPatience = absl::Seconds(20);
+constexpr absl::Duration kBackendPatience = absl::Seconds(120);
 // For a start to end once its group is aborted.
 constexpr absl::Duration kStarterPatience = absl::Seconds(1);
 // For a rank to leave a lost epoch; then another process takes its place.
@@ -120,6 +127,7 @@ class Worker {
   std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<StepLoop> loop_;  // set under mutex_
+  std::unique_ptr<StandWatch> stand_watch_;
 };
 
 JoinInfo Worker::Identity() const {
@@ -135,6 +143,7 @@ absl::Status Worker::Run() {
   // Orders are read meanwhile, so that a stop is heard.
   loader_ = std::thread([this] {
     absl::StatusOr<LoadedReport> loaded = Load();
+    if (options_.load_watch != nullptr) options_.load_watch->End();
     if (!loaded.ok() && stopping_) return;
     link_.TellLoaded(std::move(loaded), [this] {
       return shard_.cache.has_value() ? static_cast<int32_t>(shard_.cache->num_blocks()) : 0;
@@ -273,13 +282,20 @@ absl::Status Worker::Submit(step::StepPlan plan) {
 }
 
 absl::StatusOr<LoadedReport> Worker::Load() {
+  const auto mark = [this](int64_t done, int64_t total, absl::Duration patience) {
+    if (options_.load_watch != nullptr) options_.load_watch->Mark(done, total, patience);
+  };
+  mark(0, 0, kBackendPatience);
   ASSIGN_OR_RETURN(shard_.backend,
                    backend::MakeBackend(options_.backend, options_.backend_options));
   weights::LoadOptions load;
   load.rank = options_.identity.rank;
   load.positions = options_.limits.max_model_len;
+  mark(0, 0, kLoadPatience);
+  prctl(PR_SET_NAME, "loader");  // in top -H; the backend has its threads already
   absl::Time next_report = MonotonicNow();
   load.progress = [&](int64_t done, int64_t total) {
+    mark(done, total, kLoadPatience);
     if (MonotonicNow() < next_report && done < total) return;
     next_report = MonotonicNow() + absl::Milliseconds(250);
     link_.client()
@@ -355,6 +371,12 @@ absl::Status Worker::Start(const StartOrder& order) {
           Answer(epoch, std::move(result));
         });
   }
+  stand_watch_ = std::make_unique<StandWatch>(
+      [this] { return loop_->waits(); },
+      [this, epoch = order.epoch](int32_t peer, absl::Duration waited) {
+        // A lost stream is noticed by the reader.
+        link_.client()->SendStanding(epoch, peer, waited).IgnoreError();
+      });
   return link_.client()->SendReady(order.epoch, Report());
 }
 
@@ -418,6 +440,7 @@ void Worker::EndLoading() {
 }
 
 void Worker::EndSteps() {
+  stand_watch_.reset();
   if (loop_ == nullptr) return;
   loop_->Abort(Cancelled("the worker is stopping"));
   loop_->Join();

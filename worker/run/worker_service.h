@@ -15,6 +15,7 @@
 #include "parallel/trace/flight_ring.h"
 #include "worker/backend/backend.h"
 #include "worker/run/cluster_client.h"
+#include "worker/run/load_watch.h"
 #include "worker/weights/tensor_source.h"
 
 namespace polyreme::run {
@@ -51,6 +52,8 @@ struct WorkerOptions {
   bool takes_over = false;  // another process of this rank was lost: all have served before
   // Called when all ranks of an epoch are ready: from here on a process that is lost is replaced.
   std::function<void()> on_serving = [] {};
+  // Of the loading; null: nobody asks. Borrowed.
+  LoadWatch* load_watch = nullptr;
   // Of steps and collectives; null: none. Borrowed.
   trace::FlightRing* recorder = nullptr;
   // Called when this epoch is known to be lost and before another begins.
