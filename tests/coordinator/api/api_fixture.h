@@ -31,7 +31,10 @@ class ScriptedBackend final : public GenerationBackend {
 
   absl::StatusOr<std::shared_ptr<engine::TokenStream>> Submit(
       engine::GenerateRequest request) override {
-    if (!refusal.ok()) return refusal;
+    {
+      const std::lock_guard lock(mutex_);
+      RETURN_IF_ERROR(refusal_);
+    }
     auto stream = std::make_shared<engine::TokenStream>(
         limits::kTokenStreamCapacity, [this] { cancelled_.TryPush(1).IgnoreError(); });
     RETURN_IF_ERROR(submitted_.TryPush({std::move(request), stream}));
@@ -59,15 +62,26 @@ class ScriptedBackend final : public GenerationBackend {
   bool HasNone() const { return submitted_.size() == 0; }
   bool WaitUntilCancelled() { return cancelled_.Pop(MonotonicNow() + absl::Seconds(10)).ok(); }
 
-  absl::Status CheckRoom() const override { return room; }
-
-  absl::Status refusal;  // set before requests come
-  absl::Status room;     // the same
+  absl::Status CheckRoom() const override {
+    const std::lock_guard lock(mutex_);
+    return room_;
+  }
+  // What requests are answered from now on, and what is said of room; ok: they are taken.
+  void SetRefusal(absl::Status refusal) {
+    const std::lock_guard lock(mutex_);
+    refusal_ = std::move(refusal);
+  }
+  void SetRoom(absl::Status room) {
+    const std::lock_guard lock(mutex_);
+    room_ = std::move(room);
+  }
 
  private:
   BoundedQueue<Submitted> submitted_{1024};
   BoundedQueue<int> cancelled_{1024};
   mutable std::mutex mutex_;
+  absl::Status refusal_;  // guarded by mutex_, and so on
+  absl::Status room_;
   engine::EngineHealth health_{
       .serving = true, .reason = "", .since_progress = absl::ZeroDuration()};
 };

@@ -339,12 +339,12 @@ TEST_F(CompletionsTest, NamesTheFieldTheExpectationAndTheValue) {
 
 TEST_F(CompletionsTest, RefusesAtOnceWhenTheEngineIsFullOrEnding) {
   Start();
-  backend_.refusal = ResourceExhausted("expected at most 2 waiting requests");
+  backend_.SetRefusal(ResourceExhausted("expected at most 2 waiting requests"));
   const auto full = Exchange(port_, PostJson("/v1/completions", R"({"prompt":"a"})"));
   EXPECT_EQ(full.code, 429);
   EXPECT_EQ(full.Header("retry-after"), "1");
   EXPECT_EQ(Member(Parsed(full).second, "error.type"), Json("RateLimitError"));
-  backend_.refusal = Unavailable("the server is draining");
+  backend_.SetRefusal(Unavailable("the server is draining"));
   const auto draining =
       Exchange(port_, PostJson("/v1/completions", R"({"prompt":"a","stream":true})"));
   EXPECT_EQ(draining.code, 503);
@@ -367,7 +367,7 @@ TEST_F(CompletionsTest, ATimeoutIsADeadlineFromNowOn) {
 }
 
 TEST_F(CompletionsTest, WhoCannotBeTakenIsToldBeforeHisRequestIsRead) {
-  backend_.room = ResourceExhausted("8 of at most 8 sequences are waiting");
+  backend_.SetRoom(ResourceExhausted("8 of at most 8 sequences are waiting"));
   Start();
   const auto response = Exchange(port_, PostJson("/v1/completions", "{ no JSON at all"));
   EXPECT_EQ(response.code, 429);

@@ -165,7 +165,7 @@ TEST_F(GrpcIdempotencyTest, AFullServerStillGivesWhatItHas) {
   const Heard first = RunOnce("k", TextRequest("ab"));
   Call running = Ask("r", TextRequest("ab"));
   const auto run = backend_.Next();
-  backend_.room = ResourceExhausted("full");
+  backend_.SetRoom(ResourceExhausted("full"));
   EXPECT_EQ(Again("new", TextRequest("ab")).status.error_code(),
             grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(Again("k", TextRequest("ab")).bytes, first.bytes);
@@ -181,10 +181,10 @@ TEST_F(GrpcIdempotencyTest, WhatPassesLeavesTheKeyFreeAndAFailureDoesNot) {
   v1::GenerateRequest invalid = TextRequest("ab");
   invalid.set_n(9);
   EXPECT_EQ(Again("k", invalid).status.error_message(), "n: expected 1 to 8, got 9");
-  backend_.refusal = ResourceExhausted("full");
+  backend_.SetRefusal(ResourceExhausted("full"));
   EXPECT_EQ(Again("k", TextRequest("ab")).status.error_code(),
             grpc::StatusCode::RESOURCE_EXHAUSTED);
-  backend_.refusal = absl::OkStatus();
+  backend_.SetRefusal(absl::OkStatus());
   for (const absl::Status& why : {DeadlineExceeded("the request's deadline has passed"),
                                   Unavailable("the server is shutting down"),
                                   absl::Status(absl::AbortedError("two losses"))}) {

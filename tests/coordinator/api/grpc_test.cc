@@ -109,7 +109,7 @@ TEST_F(GrpcTest, RefusesWhatHttpRefuses) {
   EXPECT_EQ(Refusal(TextRequest(std::string(33 << 20, 'a'))).error_code(),
             grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_TRUE(backend_.HasNone());
-  backend_.refusal = ResourceExhausted("full");
+  backend_.SetRefusal(ResourceExhausted("full"));
   EXPECT_EQ(Refusal(TextRequest("a")).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 

@@ -194,11 +194,11 @@ TEST_F(IdempotencyTest, KeysBelongToTheApiKeyTheyCameWith) {
 TEST_F(IdempotencyTest, ARefusalLeavesTheKeyFree) {
   Start();
   EXPECT_EQ(Again(Keyed("k", R"({"prompt":"hi","max_tokens":"many"})")).code, 400);
-  backend_.refusal = ResourceExhausted("full");
+  backend_.SetRefusal(ResourceExhausted("full"));
   EXPECT_EQ(Again(Keyed("k", kBody)).code, 429);
-  backend_.refusal = Unavailable("the server is shutting down");
+  backend_.SetRefusal(Unavailable("the server is shutting down"));
   EXPECT_EQ(Again(Keyed("k", kBody)).code, 503);
-  backend_.refusal = absl::OkStatus();
+  backend_.SetRefusal(absl::OkStatus());
   EXPECT_EQ(RunOnce(Keyed("k", kBody)).code, 200);
 }
 
@@ -249,7 +249,7 @@ TEST_F(IdempotencyTest, AFullServerStillGivesWhatItHas) {
   RawClient running(port_);
   running.Send(Keyed("r", kBody));
   const auto run = backend_.Next();
-  backend_.room = ResourceExhausted("full");
+  backend_.SetRoom(ResourceExhausted("full"));
   EXPECT_EQ(Again(PostJson("/v1/completions", kBody)).code, 429);
   EXPECT_EQ(Again(Keyed("new", kBody)).code, 429);
   EXPECT_EQ(Again(Keyed("k", kBody)).body, first.body);
