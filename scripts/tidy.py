@@ -36,9 +36,6 @@ ALLOWED = {
     "parallel/base/clock.cc": ["time comes from parallel/base/clock.h"],
     # The handler of a failed allocation is told nothing but by the thread that it runs on.
     "parallel/base/out_of_memory.cc": ["no ambient state"],
-    # Transports know nothing of steps: who waits for a peer's bytes is known by its thread.
-    "parallel/comm/wait_board.cc": ["no ambient state"],
-    "parallel/comm/wait_board.h": ["no ambient state"],
     # gRPC's deadlines are wall-clock times.
     "worker/run/cluster_client.cc": ["time comes from parallel/base/clock.h"],
     "coordinator/engine/cluster.cc": ["time comes from parallel/base/clock.h"],

@@ -280,11 +280,13 @@ void Cluster::Impl::OnMessage(int32_t rank, const pb::WorkerMessage& message) {
                  ready.used_bytes(), ready.predicted_weight_bytes()});
     }
     case pb::WorkerMessage::kStepResult: {
+      // Read first: a mistake does not count against an epoch that begins meanwhile.
+      const Epoch now = epoch();
       absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.step_result());
-      if (!result.ok()) return Lose(epoch(), Annotate(result.status(), peers_.NameOf(rank)));
-      results_.Add(Rank{rank}, *std::move(result));
+      if (!result.ok()) return Lose(now, Annotate(result.status(), peers_.NameOf(rank)));
       // A worker that runs wild costs the epoch as one that is lost.
-      if (absl::Status s = results_.failure(); !s.ok()) Lose(epoch(), s);
+      absl::Status added = results_.Add(Rank{rank}, *std::move(result));
+      if (!added.ok()) Lose(now, std::move(added));
       return;
     }
     case pb::WorkerMessage::kFailed:

@@ -3,6 +3,11 @@
 #include <algorithm>
 
 namespace polyreme::engine {
+namespace {
+
+constexpr absl::Duration kSlice = absl::Seconds(1);
+
+}  // namespace
 
 PulsedLink::PulsedLink(WorkerLink& link, const Clock& clock) : link_(link), clock_(clock) {
   Expect(clock_.Now());
@@ -21,11 +26,17 @@ absl::Status PulsedLink::Submit(const step::StepPlan& plan) {
   return link_.Submit(plan);
 }
 
+// In slices, each of which is expected back by its end: a thread that hangs in its wait is not
+// taken for one that waits.
 absl::StatusOr<step::StepResult> PulsedLink::Await(StepId step, absl::Time deadline) {
-  Expect(deadline);
-  absl::StatusOr<step::StepResult> result = link_.Await(step, deadline);
-  Expect(clock_.Now());
-  return result;
+  for (;;) {
+    const absl::Time until = std::min(deadline, clock_.Now() + kSlice);
+    Expect(until);
+    absl::StatusOr<step::StepResult> result = link_.Await(step, until);
+    Expect(clock_.Now());
+    if (until == deadline || !absl::IsDeadlineExceeded(result.status())) return result;
+    RETURN_IF_ERROR(link_.failure());  // which may itself be a deadline's
+  }
 }
 
 absl::Status PulsedLink::failure() const {

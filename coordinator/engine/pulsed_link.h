@@ -15,7 +15,7 @@ class PulsedLink final : public WorkerLink {
   PulsedLink(WorkerLink& link, const Clock& clock);
 
   // For how long the thread has done neither: called the link, or waited in it for the workers,
-  // whose hangs are others' business, no longer than it said. Takes no lock; any thread.
+  // whose hangs are others' business. Takes no lock; any thread.
   absl::Duration Stillness() const;
 
   absl::Status Submit(const step::StepPlan& plan) override;

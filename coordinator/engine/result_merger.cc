@@ -25,9 +25,9 @@ void ResultMerger::Restart(Epoch epoch) {
   failure_ = absl::OkStatus();
 }
 
-void ResultMerger::Add(Rank rank, step::StepResult result) {
+absl::Status ResultMerger::Add(Rank rank, step::StepResult result) {
   const std::lock_guard lock(mutex_);
-  if (!failure_.ok() || result.epoch < epoch_) return;
+  if (!failure_.ok() || result.epoch < epoch_) return absl::OkStatus();
   if (result.epoch != epoch_) {
     return FailLocked(Internal("rank {} answered for epoch {}, but this is epoch {}", rank.value,
                                result.epoch.value, epoch_.value));
@@ -45,6 +45,7 @@ void ResultMerger::Add(Rank rank, step::StepResult result) {
   merged.timings.insert(merged.timings.end(), result.timings.begin(), result.timings.end());
   if (!result.samples.empty()) merged.samples = std::move(result.samples);
   if (found->num_answered == world_size_) changed_.notify_all();
+  return absl::OkStatus();
 }
 
 std::vector<bool> ResultMerger::IdleRanks() const {
@@ -60,14 +61,16 @@ std::vector<bool> ResultMerger::IdleRanks() const {
 
 void ResultMerger::Fail(absl::Status why) {
   const std::lock_guard lock(mutex_);
-  FailLocked(std::move(why));
+  FailLocked(std::move(why)).IgnoreError();
 }
 
-void ResultMerger::FailLocked(absl::Status why) {
+absl::Status ResultMerger::FailLocked(absl::Status why) {
   CHECK(!why.ok());
-  if (!failure_.ok()) return;
-  failure_ = std::move(why);
-  changed_.notify_all();
+  if (failure_.ok()) {
+    failure_ = why;
+    changed_.notify_all();
+  }
+  return why;
 }
 
 absl::StatusOr<step::StepResult> ResultMerger::Await(StepId step, absl::Time deadline) {

@@ -23,8 +23,9 @@ class ResultMerger {
   // Forgets everything, the failure included; `epoch` begins.
   void Restart(Epoch epoch);
   // One rank's answer. One of an epoch that is over is ignored; one of an epoch to come, of a step
-  // that is not in flight, or given twice fails everything: it is a worker that runs wild.
-  void Add(Rank rank, step::StepResult result);
+  // that is not in flight, or given twice fails everything: it is a worker that runs wild. Returns
+  // that mistake, and no failure of before.
+  absl::Status Add(Rank rank, step::StepResult result);
   // Ends all waits, now and later. The first reason stays.
   void Fail(absl::Status why);
   // Waits for the oldest step in flight, which must be `step`. DeadlineExceeded names the ranks
@@ -40,7 +41,7 @@ class ResultMerger {
     std::vector<bool> answered;
     int32_t num_answered = 0;
   };
-  void FailLocked(absl::Status why);
+  absl::Status FailLocked(absl::Status why);  // returns `why`
 
   const int32_t world_size_;
   mutable std::mutex mutex_;

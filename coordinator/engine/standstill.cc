@@ -22,6 +22,8 @@ void Standstill::Restart(int32_t world_size) {
 std::optional<std::string> Standstill::Report(int32_t rank, int32_t peer, absl::Duration waited,
                                               const std::vector<bool>& is_idle, absl::Time now) {
   if (rank < 0 || static_cast<size_t>(rank) >= waits_.size()) return std::nullopt;
+  // Whoever has answered all has nothing to wait for: it has said so before its answer came.
+  if (is_idle[static_cast<size_t>(rank)]) return std::nullopt;
   waits_[static_cast<size_t>(rank)] = {now, peer, waited};
   for (size_t r = 0; r < waits_.size(); ++r) {
     if (is_idle[r] || now - waits_[r].told <= kFresh) continue;

@@ -88,6 +88,8 @@ class Communicator {
 // messages.
 std::unique_ptr<Communicator> MakeOneRankCommunicator(std::string name);
 
+class WaitBoard;
+
 // One group as one of its members sees it.
 struct GroupSpec {
   std::string name;           // "tensor group 0 of epoch 3", for messages
@@ -95,6 +97,7 @@ struct GroupSpec {
   std::vector<Rank> members;  // ranks of the world, by rank within the group; for messages
   absl::Time deadline = absl::InfinitePast();      // of joining
   absl::Duration patience = absl::ZeroDuration();  // how long that is from the start, for messages
+  WaitBoard* board = nullptr;  // of the thread that uses the group; outlives it; null: none
 
   int size() const { return static_cast<int>(members.size()); }
 };

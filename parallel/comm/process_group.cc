@@ -33,7 +33,8 @@ class Joiner {
   absl::StatusOr<std::unique_ptr<Communicator>> JoinCommunicator(const std::string& what,
                                                                  std::vector<Rank> members,
                                                                  trace::FlightGroup kind) {
-    const GroupSpec group = SpecOf(what, std::move(members));
+    GroupSpec group = SpecOf(what, std::move(members));
+    group.board = options_.board;
     ASSIGN_OR_RETURN(std::unique_ptr<Communicator> joined, JoinPlain(what, group));
     // Alone nobody waits for anybody.
     if (options_.recorder == nullptr || group.size() == 1) return joined;
@@ -162,6 +163,7 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Join(const plan::Top
   std::unique_ptr<ProcessGroup> group(new ProcessGroup);
   const plan::Place place = topology.PlaceOf(options.self);
   group->place_ = place;
+  if (options.kind != Kind::kNccl) group->board_ = options.board;
   Joiner joiner(meet, options);
   RETURN_IF_ERROR(joiner.Begin());
   ASSIGN_OR_RETURN(

@@ -39,6 +39,7 @@ class ProcessGroup {
     ThreadHub* hub = nullptr;                    // kThreads; shared by the ranks, outlives them
     CommunicatorFactory* nccl = nullptr;         // kNccl; from the plugin
     trace::FlightRing* recorder = nullptr;       // of what the groups do; outlives them; null: none
+    WaitBoard* board = nullptr;  // of the thread that uses tensor and pipeline group; the same
   };
 
   // Blocks until all ranks of this rank's groups have come. Each rank of the topology calls it once
@@ -59,6 +60,8 @@ class ProcessGroup {
   Transport& feedback();
   // True on the first and the last stage when there is more than one.
   bool has_feedback() const { return feedback_ != nullptr; }
+  // Options::board, where it is written to: not by NCCL.
+  WaitBoard* wait_board() const { return board_; }
 
   // Ends all groups of this rank; waits here and at the peers return soon. Any thread.
   void Abort(absl::Status why) noexcept;
@@ -67,6 +70,7 @@ class ProcessGroup {
   ProcessGroup() = default;
 
   plan::Place place_;
+  WaitBoard* board_ = nullptr;
   std::unique_ptr<Communicator> tensor_;
   std::unique_ptr<Communicator> pipeline_;
   std::unique_ptr<Transport> feedback_;

@@ -215,11 +215,8 @@ absl::Status RingTransport::Wait(absl::Time deadline, Step step, Awaits awaits) 
     if (stuck && sleepy && gone < 0 && !Sleep(bell, deadline)) look = Look::kAtProcess;
     if (sleepy) mine.asleep.store(0);
     RETURN_IF_ERROR(progress.status());
-    if (*progress != Progress::kStuck) {
-      WaitBoard::Moved();
-    } else if (sleepy) {
-      WaitBoard::WaitFor(AwaitedRank(awaits));
-    }
+    if (!stuck && group_.board != nullptr) group_.board->Moved();
+    if (stuck && sleepy && group_.board != nullptr) group_.board->WaitFor(AwaitedRank(awaits));
     if (*progress == Progress::kDone) {
       // Spinning has paid if it found what it spun for.
       spin_limit_ =

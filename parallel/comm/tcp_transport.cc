@@ -92,14 +92,14 @@ absl::Status TcpTransport::Run(absl::Time deadline) {
       const absl::Status end = EndOf();
       return end.ok() ? progress.status() : end;
     }
-    if (*progress != Progress::kStuck) WaitBoard::Moved();
+    if (*progress != Progress::kStuck && group_.board != nullptr) group_.board->Moved();
     if (*progress == Progress::kDone) break;
     if (start == absl::InfiniteFuture()) start = MonotonicNow();
     if (*progress == Progress::kMoved) {
       spins = 0;
     } else if (++spins > spin_limit_) {
       slept = true;
-      WaitBoard::WaitFor(AwaitedRank());
+      if (group_.board != nullptr) group_.board->WaitFor(AwaitedRank());
       RETURN_IF_ERROR(Sleep(deadline));
     }
   }

@@ -127,22 +127,25 @@ TEST(Peers, AnEpochCountsOnARankOnlyOnceItHasComeToThatEpoch) {
 TEST(ResultMerger, WhatComesFromAnOldEpochIsIgnored) {
   ResultMerger results(2, Epoch{1});
   ASSERT_TRUE(results.Expect(StepId{0}).ok());
-  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1}));
+  EXPECT_TRUE(results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1})).ok());
   results.Fail(Unavailable("rank 1 was lost"));
   EXPECT_FALSE(results.Await(StepId{0}, absl::InfinitePast()).ok());
+  EXPECT_TRUE(results.Add(Rank{1}, ResultOf(StepId{0}, Epoch{1})).ok())
+      << "the loss before would count against the epoch that begins, too";
   results.Restart(Epoch{2});
   ASSERT_TRUE(results.Expect(StepId{0}).ok());
-  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1}));
-  results.Add(Rank{1}, ResultOf(StepId{7}, Epoch{1}));
+  EXPECT_TRUE(results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{1})).ok());
+  EXPECT_TRUE(results.Add(Rank{1}, ResultOf(StepId{7}, Epoch{1})).ok());
   EXPECT_EQ(results.Await(StepId{0}, absl::InfinitePast()).status().code(),
             absl::StatusCode::kDeadlineExceeded);
-  results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{2}));
-  results.Add(Rank{1}, ResultOf(StepId{0}, Epoch{2}));
+  EXPECT_TRUE(results.Add(Rank{0}, ResultOf(StepId{0}, Epoch{2})).ok());
+  EXPECT_TRUE(results.Add(Rank{1}, ResultOf(StepId{0}, Epoch{2})).ok());
   const auto merged = results.Await(StepId{0}, MonotonicNow() + absl::Seconds(10));
   ASSERT_TRUE(merged.ok());
   EXPECT_EQ(merged->epoch, Epoch{2});
-  results.Add(Rank{0}, ResultOf(StepId{1}, Epoch{3}));
-  EXPECT_EQ(results.failure().code(), absl::StatusCode::kInternal) << "of an epoch to come";
+  EXPECT_EQ(results.Add(Rank{0}, ResultOf(StepId{1}, Epoch{3})).code(), absl::StatusCode::kInternal)
+      << "of an epoch to come";
+  EXPECT_EQ(results.failure().code(), absl::StatusCode::kInternal);
 }
 
 }  // namespace

@@ -50,6 +50,14 @@ TEST_F(StandstillTest, WhoHasAnsweredAllHasNothingToSend) {
   EXPECT_THAT(Say(0, 2), Optional(HasSubstr("rank 0 waits for rank 2")));
 }
 
+TEST_F(StandstillTest, WhenNothingIsInFlightNobodyStands) {
+  idle_ = {true, true, true};
+  for (int i = 0; i < 10; ++i) {
+    for (int32_t rank = 0; rank < 3; ++rank) EXPECT_EQ(Say(rank, 0), std::nullopt);
+    Pass(1);
+  }
+}
+
 TEST_F(StandstillTest, BeginsAnewWhenOneHasGoneOnMeanwhile) {
   EXPECT_EQ(Say(0, 1), std::nullopt);
   EXPECT_EQ(Say(1, 0), std::nullopt);

@@ -47,6 +47,27 @@ class HangingThread : public testing::Test {
   std::string file() const { return traces_.directory() + "/hang"; }
 };
 
+TEST_F(HangingThread, ACoordinatorWhoseEngineHangsInAStreamIsReplaced) {
+  ASSERT_NO_FATAL_FAILURE(Start("engine", {"-tp", "2"}));
+  Telling telling(cluster_, RequestsThatDecode());
+  telling.WaitUntilEachAnswers();
+  PlantHang();
+  WaitUntilItHangs();
+  EXPECT_TRUE(
+      cluster_.program->WaitForLine("the engine thread has not come round", absl::Seconds(20)))
+      << cluster_.program->output();
+  EXPECT_TRUE(cluster_.program->WaitForLine(") hangs: it has given no sign", absl::Seconds(20)))
+      << cluster_.program->output();
+  EXPECT_TRUE(
+      cluster_.program->WaitForLine("incarnation 2 of the coordinator: epoch", absl::Seconds(30)))
+      << cluster_.program->output();
+  EXPECT_TRUE(
+      WaitUntil(absl::Seconds(20), [&] { return cluster_.program->Count("ready: serving") == 2; }));
+  EXPECT_EQ(Tell(cluster_), want_) << cluster_.program->output();
+  EXPECT_EQ(cluster_.program->Count("weights: "), 2) << "the workers keep theirs";
+  EXPECT_EQ(cluster_.Stop(), 0) << cluster_.program->output();
+}
+
 TEST_F(HangingThread, AnIdleEngineThatHangsIsFoundToo) {
   ASSERT_NO_FATAL_FAILURE(Start("engine", {"-tp", "2"}));
   PlantHang();

@@ -204,10 +204,7 @@ TEST_P(PeerLinksOfALayout, ResetsAndHalfOpenConnectionsAreRecoveredFrom) {
   ExpectTheSameStreams([&] { peers_->ForEach([](FaultProxy& proxy) { proxy.Reset(); }); });
   EXPECT_EQ(first_->Count("; waiting for all ranks"), 1) << Output();
   ExpectTheSameStreams([&] { peers_->ForEach([](FaultProxy& proxy) { proxy.HalfOpen(); }); });
-  // One loss, and seldom a second: what a rank says of a feedback link after it has begun the next
-  // epoch still counts against that one (decision 0019, Price).
-  EXPECT_GE(first_->Count("; waiting for all ranks"), 2) << Output();
-  EXPECT_LE(first_->Count("; waiting for all ranks"), 3) << Output();
+  EXPECT_EQ(first_->Count("; waiting for all ranks"), 2) << Output();
   EXPECT_GT(peers_->Sum(&FaultProxy::num_ended), 1);
   ExpectOrderlyEnd();
 }

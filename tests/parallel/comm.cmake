@@ -8,6 +8,7 @@ polyreme_test(parallel_comm_test
           ${CMAKE_CURRENT_LIST_DIR}/steady_state_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/tcp_handshake_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/tree_sum_test.cc
+          ${CMAKE_CURRENT_LIST_DIR}/wait_board_test.cc
   DEPS polyreme_comm
   LABELS threads+memory)
 

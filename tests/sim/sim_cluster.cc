@@ -172,8 +172,8 @@ void SimCluster::OnResult(const ProcessPtr& process, const FromRank& message) {
   if (!result->samples.empty()) past_results_.push_back(*result);
   if (past_results_.size() > 64) past_results_.pop_front();
   if (settings_.plant == Plant::kRestampsOldResults) result->epoch = epoch_;
-  results_.Add(Rank{process->rank}, *std::move(result));
-  if (absl::Status s = results_.failure(); !s.ok()) Lose(epoch_, s);
+  absl::Status added = results_.Add(Rank{process->rank}, *std::move(result));
+  if (!added.ok()) Lose(epoch_, std::move(added));
 }
 
 void SimCluster::OnStreamClosed(const ProcessPtr& process) {

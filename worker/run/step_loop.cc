@@ -46,7 +46,6 @@ void StepLoop::Join() {
 }
 
 void StepLoop::RunSteps() {
-  const comm::WaitBoard::OfThisThread board(board_);
   while (true) {
     const absl::StatusOr<step::StepPlan> plan = plans_.Pop(absl::InfiniteFuture());
     if (!plan.ok()) return enqueued_.Close(plan.status());

@@ -10,7 +10,6 @@
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/ids.h"
 #include "parallel/base/status.h"
-#include "parallel/comm/wait_board.h"
 #include "parallel/step/step_plan.h"
 #include "worker/run/model_runner.h"
 
@@ -32,8 +31,6 @@ class StepLoop {
   // Never waits. ResourceExhausted: more plans than may be in flight; the reason once the loop has
   // ended. Any thread.
   absl::Status Submit(step::StepPlan plan);
-  // What the thread that enqueues waits for of other ranks. Any thread.
-  comm::WaitBoard::View waits() const { return board_.Read(); }
   // Ends in order: plans submitted so far are computed and answered. Any thread.
   void Stop();
   // Ends at once: what is in flight fails, here and at the peers. Any thread.
@@ -49,7 +46,6 @@ class StepLoop {
   const Answer answer_;
   BoundedQueue<step::StepPlan> plans_;
   BoundedQueue<StepId> enqueued_;
-  comm::WaitBoard board_;
   std::mutex mutex_;
   absl::Status failure_;  // guarded by mutex_; the first
   std::thread steps_;

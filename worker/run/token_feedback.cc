@@ -138,15 +138,17 @@ bool TokenFeedback::AwaitStep(StepId step) {
                                                                  trace::FlightGroup::kPipeline,
                                                                  kLastStage, step.value});
   comm::ProcessGroup& group = *parts_.group;
-  comm::WaitBoard::WaitFor((group.pipeline().size() - 1) * group.tensor().size() +
-                           group.place().shard);
+  comm::WaitBoard* const board = group.wait_board();
+  if (board != nullptr) {
+    board->WaitFor((group.pipeline().size() - 1) * group.tensor().size() + group.place().shard);
+  }
   std::unique_lock lock(mutex_);
   const bool woken = arrived_.wait_until(lock, ToSteady(begin + limits::kCollectivePatience), [&] {
     return courier_gave_up_ || last_received_ >= step;
   });
   const bool here = last_received_ >= step;
   lock.unlock();
-  comm::WaitBoard::Moved();
+  if (board != nullptr) board->Moved();
   waiting_ns_ += absl::ToInt64Nanoseconds(MonotonicNow() - begin);
   if (parts_.recorder != nullptr) {
     parts_.recorder->MarkOperation(

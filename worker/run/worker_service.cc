@@ -124,6 +124,7 @@ class Worker {
   bool abandoned_ = false;                       // the starter still runs, and always will
   int64_t communicator_bytes_ = 0;
   std::mutex mutex_;
+  comm::WaitBoard board_;                      // of the loop's step thread
   std::unique_ptr<comm::ProcessGroup> group_;  // set under mutex_
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<StepLoop> loop_;  // set under mutex_
@@ -327,6 +328,8 @@ absl::Status Worker::JoinGroup(Epoch epoch) {
   join.host_identity = options_.host_identity;
   join.listen_address = options_.listen_address;
   join.recorder = options_.recorder;
+  join.board = &board_;
+  board_.Moved();  // a wait of the epoch before is over, however it ended
   if (join.recorder != nullptr) join.recorder->BeginEpoch(epoch);
   const int64_t free_before = shard_.backend->device().FreeBytes();
   const std::shared_ptr<ClusterClient> meeting = link_.client();
@@ -372,7 +375,7 @@ absl::Status Worker::Start(const StartOrder& order) {
         });
   }
   stand_watch_ = std::make_unique<StandWatch>(
-      [this] { return loop_->waits(); },
+      [this] { return board_.Read(); },
       [this, epoch = order.epoch](int32_t peer, absl::Duration waited) {
         // A lost stream is noticed by the reader.
         link_.client()->SendStanding(epoch, peer, waited).IgnoreError();
