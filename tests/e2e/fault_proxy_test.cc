@@ -13,8 +13,7 @@
 
 #include "parallel/base/clock.h"
 #include "tests/e2e/fault_proxy.h"
-#include "tests/e2e/launched_cluster.h"
-#include "tests/e2e/stories.h"
+#include "tests/e2e/two_hosts.h"
 
 namespace polyreme::e2e {
 namespace {
@@ -22,56 +21,20 @@ namespace {
 using ::testing::HasSubstr;
 
 // Two "hosts" on one machine; the second reaches the coordinator through the proxy.
-class ProxiedLink : public testing::Test {
+class ProxiedLink : public TwoHosts {
  protected:
   void SetUp() override {
     const int32_t port = FreePort();
     proxy_ = std::make_unique<FaultProxy>("127.0.0.1", port);
-    first_ = StartRank(0, fmt::format("127.0.0.1:{}", port));
-    second_ = StartRank(1, proxy_->address());
-    const auto http = first_->WaitForLine("at http://127.0.0.1:", absl::Seconds(60));
-    ASSERT_TRUE(http.has_value()) << Output();
-    http_port_ = std::stoi(*http);
-    cluster_ = Cluster{nullptr, http_port_};
-    want_ = Tell(cluster_);
+    first_ = Start(0, fmt::format("127.0.0.1:{}", port));
+    second_ = Start(1, proxy_->address());
+    ASSERT_NO_FATAL_FAILURE(AwaitServing());
     ASSERT_GT(proxy_->bytes_passed(), 0);
   }
-
-  static std::unique_ptr<Program> StartRank(int rank, const std::string& coordinator) {
-    return Program::Start({POLYREME_BINARY,
-                           "serve",
-                           kDemoModel,
-                           "-tp",
-                           "2",
-                           "--port",
-                           "0",
-                           "--rank",
-                           std::to_string(rank),
-                           "--world-size",
-                           "2",
-                           "--coordinator",
-                           coordinator,
-                           "--transport",
-                           "tcp",
-                           "--listen-address",
-                           fmt::format("127.0.0.{}", rank + 2),
-                           "--host-identity",
-                           fmt::format("host-{}", rank),
-                           "--join-timeout",
-                           "15",
-                           "--max-restarts",
-                           "10"},
-                          {{"POLYREME_JOB_TOKEN", "a-token-of-this-test-0123456789"}});
-  }
-
-  std::string Output() const {
-    return first_->output() + "\n--- the second host:\n" + second_->output();
-  }
-
-  void ExpectOrderlyEnd() {
-    first_->Signal(SIGTERM);
-    EXPECT_EQ(first_->WaitForExit(absl::Seconds(30)), 0) << Output();
-    EXPECT_EQ(second_->WaitForExit(absl::Seconds(30)), 0) << Output();
+  static std::unique_ptr<Program> Start(int rank, const std::string& coordinator) {
+    return StartRank(rank, {.coordinator = coordinator,
+                            .address = fmt::format("127.0.0.{}", rank + 2),
+                            .join_timeout = "15"});
   }
 
   // The link is lost in the middle of streams, and found to be within the keep-alive's 10 s.
@@ -97,11 +60,6 @@ class ProxiedLink : public testing::Test {
   }
 
   std::unique_ptr<FaultProxy> proxy_;
-  std::unique_ptr<Program> first_;
-  std::unique_ptr<Program> second_;
-  int32_t http_port_ = 0;
-  Cluster cluster_;
-  std::vector<Story> want_;
 };
 
 TEST_F(ProxiedLink, ASlowOrTornOneChangesNoStream) {

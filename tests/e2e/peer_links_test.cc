@@ -14,8 +14,7 @@
 #include <vector>
 
 #include "tests/e2e/fault_proxy.h"
-#include "tests/e2e/launched_cluster.h"
-#include "tests/e2e/stories.h"
+#include "tests/e2e/two_hosts.h"
 
 namespace polyreme::e2e {
 namespace {
@@ -98,51 +97,21 @@ const FaultProxy::Link kBlackHole{.passage = FaultProxy::Passage::kNone};
 const FaultProxy::Link kOneWay{.passage = FaultProxy::Passage::kOneWay};
 
 // Two "hosts" on one machine, whose workers reach each other through proxies.
-class PeerLinks : public testing::Test {
+class PeerLinks : public TwoHosts {
  protected:
   void Start(const std::string& layout, const std::string& max_restarts = "10") {
     const int32_t port = FreePort();
     peers_ = std::make_unique<PeersBehindProxies>(port, kFirstHost, kProxyHost);
-    first_ = StartRank(0, layout, fmt::format("127.0.0.1:{}", port), kFirstHost, max_restarts);
-    second_ = StartRank(1, layout, peers_->coordinator(), kSecondHost, max_restarts);
-    const auto http = first_->WaitForLine("at http://127.0.0.1:", absl::Seconds(60));
-    ASSERT_TRUE(http.has_value()) << Output();
-    cluster_.port = std::stoi(*http);
-    want_ = Tell(cluster_);
+    first_ = StartRank(0, {.layout = layout,
+                           .coordinator = fmt::format("127.0.0.1:{}", port),
+                           .address = kFirstHost,
+                           .max_restarts = max_restarts});
+    second_ = StartRank(1, {.layout = layout,
+                            .coordinator = peers_->coordinator(),
+                            .address = kSecondHost,
+                            .max_restarts = max_restarts});
+    ASSERT_NO_FATAL_FAILURE(AwaitServing());
     ASSERT_GT(peers_->Sum(&FaultProxy::bytes_passed), 0) << "the peers do not go by the proxies";
-  }
-
-  static std::unique_ptr<Program> StartRank(int rank, const std::string& layout,
-                                            const std::string& coordinator, const std::string& host,
-                                            const std::string& max_restarts) {
-    return Program::Start({POLYREME_BINARY,
-                           "serve",
-                           kDemoModel,
-                           layout,
-                           "2",
-                           "--port",
-                           "0",
-                           "--rank",
-                           std::to_string(rank),
-                           "--world-size",
-                           "2",
-                           "--coordinator",
-                           coordinator,
-                           "--transport",
-                           "tcp",
-                           "--listen-address",
-                           host,
-                           "--host-identity",
-                           fmt::format("host-{}", rank),
-                           "--join-timeout",
-                           "30",
-                           "--max-restarts",
-                           max_restarts},
-                          {{"POLYREME_JOB_TOKEN", "a-token-of-this-test-0123456789"}});
-  }
-
-  std::string Output() const {
-    return first_->output() + "\n--- the second host:\n" + second_->output();
   }
 
   // The streams are told while `disturb` is done to the links in their middle.
@@ -155,17 +124,8 @@ class PeerLinks : public testing::Test {
         << Output();
     EXPECT_GT(peers_->Sum(&FaultProxy::bytes_swallowed), 0);
   }
-  void ExpectOrderlyEnd() {
-    first_->Signal(SIGTERM);
-    EXPECT_EQ(first_->WaitForExit(absl::Seconds(30)), 0) << Output();
-    EXPECT_EQ(second_->WaitForExit(absl::Seconds(30)), 0) << Output();
-  }
 
   std::unique_ptr<PeersBehindProxies> peers_;
-  std::unique_ptr<Program> first_;
-  std::unique_ptr<Program> second_;
-  Cluster cluster_;
-  std::vector<Story> want_;
 };
 
 class PeerLinksOfALayout : public PeerLinks, public testing::WithParamInterface<const char*> {};

@@ -1,6 +1,7 @@
 # Real processes under mpirun on few cores: several minutes in all, one at a time.
 polyreme_library(polyreme_e2e_support
-  SOURCES launched_cluster.cc stories.cc fault_proxy.cc ${PROJECT_SOURCE_DIR}/tests/coordinator/api/raw_client.cc
+  SOURCES launched_cluster.cc stories.cc fault_proxy.cc two_hosts.cc
+          ${PROJECT_SOURCE_DIR}/tests/coordinator/api/raw_client.cc
   DEPS polyreme_comm GTest::gmock GTest::gtest)
 target_compile_definitions(polyreme_e2e_support PUBLIC POLYREME_BINARY="$<TARGET_FILE:polyreme>"
                            PRIVATE POLYREME_SOURCE_DIR="${PROJECT_SOURCE_DIR}")

@@ -2,56 +2,15 @@
 // show.
 #include <gtest/gtest.h>
 
-#include "coordinator/engine/engine.h"
 #include "coordinator/engine/null_link.h"
-#include "tests/coordinator/api/api_fixture.h"
+#include "tests/coordinator/api/engine_fixture.h"
 
 namespace polyreme::api {
 namespace {
 
-class EngineBehindTest : public ApiTest {
+class EngineBehindTest : public EngineApiTest<engine::NullLink> {
  protected:
-  static engine::EngineOptions Options() {
-    engine::EngineOptions options;
-    options.limits = {.num_slots = 4,
-                      .num_blocks = 256,
-                      .tokens_per_block = 4,
-                      .max_step_tokens = 64,
-                      .max_step_samples = 64,
-                      .max_model_len = 200,
-                      .vocabulary = 262,
-                      .max_steps_in_flight = 2};
-    options.max_num_seqs = 4;
-    options.max_num_batched_tokens = 64;
-    options.max_waiting = 8;
-    options.seed = 1;
-    return options;
-  }
-
-  EngineBehindTest()
-      : link_(Options().limits),
-        engine_(Options(), TestModel().limits, link_, *tokenizer_, clock_, metrics_),
-        engine_backend_(engine_) {
-    engine_.Start();
-    const PublicServerParts parts{.backend = engine_backend_,
-                                  .tokenizer = *tokenizer_,
-                                  .chat_template = &*chat_,
-                                  .model = TestModel(),
-                                  .metrics = metrics_,
-                                  .clock = clock_};
-    absl::StatusOr<std::unique_ptr<PublicServer>> server = PublicServer::Start({}, parts);
-    CHECK(server.ok(), "{}", Message(server.status()));
-    server_ = *std::move(server);
-    port_ = server_->bound_port();
-  }
-  ~EngineBehindTest() override {
-    server_.reset();
-    engine_.Stop();
-  }
-
-  engine::NullLink link_;
-  engine::Engine engine_;
-  EngineBackend engine_backend_;
+  EngineBehindTest() : EngineApiTest(/*num_blocks=*/256) {}
 };
 
 TEST_F(EngineBehindTest, AnswersWithAsManyTokensAsAsked) {

@@ -11,9 +11,8 @@
 #include <filesystem>
 #include <mutex>
 
-#include "coordinator/engine/engine.h"
 #include "coordinator/engine/worker_link.h"
-#include "tests/coordinator/api/api_fixture.h"
+#include "tests/coordinator/api/engine_fixture.h"
 #include "tests/coordinator/api/failing_allocation.h"
 #include "tests/coordinator/fake_worker.h"
 
@@ -79,47 +78,11 @@ int64_t CountEntries(const char* directory) {
   return count;
 }
 
-class OutOfMemoryTest : public ApiTest {
+class OutOfMemoryTest : public EngineApiTest<WorkerAside> {
  protected:
   static constexpr absl::Duration kPromptly = absl::Seconds(5);
 
-  static engine::EngineOptions Options() {
-    engine::EngineOptions options;
-    options.limits = {.num_slots = 4,
-                      .num_blocks = 64,
-                      .tokens_per_block = 4,
-                      .max_step_tokens = 64,
-                      .max_step_samples = 64,
-                      .max_model_len = 200,
-                      .vocabulary = 262,
-                      .max_steps_in_flight = 2};
-    options.max_num_seqs = 4;
-    options.max_num_batched_tokens = 64;
-    options.max_waiting = 8;
-    options.seed = 1;
-    return options;
-  }
-
-  OutOfMemoryTest()
-      : link_(Options().limits),
-        engine_(Options(), TestModel().limits, link_, *tokenizer_, clock_, metrics_),
-        engine_backend_(engine_) {
-    engine_.Start();
-    const PublicServerParts parts{.backend = engine_backend_,
-                                  .tokenizer = *tokenizer_,
-                                  .chat_template = &*chat_,
-                                  .model = TestModel(),
-                                  .metrics = metrics_,
-                                  .clock = clock_};
-    absl::StatusOr<std::unique_ptr<PublicServer>> server = PublicServer::Start({}, parts);
-    CHECK(server.ok(), "{}", Message(server.status()));
-    server_ = *std::move(server);
-    port_ = server_->bound_port();
-  }
-  ~OutOfMemoryTest() override {
-    server_.reset();
-    engine_.Stop();
-  }
+  OutOfMemoryTest() : EngineApiTest(/*num_blocks=*/64) {}
 
   // What a server without requests holds.
   struct Held {
@@ -257,10 +220,6 @@ class OutOfMemoryTest : public ApiTest {
                     R"("return_token_ids":true})",
                     fmt::format("Idempotency-Key: round {}\r\n", round));
   }
-
-  WorkerAside link_;
-  engine::Engine engine_;
-  EngineBackend engine_backend_;
 };
 
 TEST_F(OutOfMemoryTest, AtAnyAllocationOfACompletionEndsAtMostThatRequest) {
