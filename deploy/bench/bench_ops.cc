@@ -256,7 +256,9 @@ absl::Status OpsBench::BenchLinears() {
   const std::vector<int64_t> counts = TokenCounts();
   std::vector<double> step_seconds(counts.size());
   std::vector<Cost> step_costs(counts.size());
-  for (const auto& [linear, copies] : linears_) {
+  for (const Copies& of_linear : linears_) {
+    const Linear& linear = of_linear.linear;
+    const std::vector<weights::Weight>& copies = of_linear.weights;
     const DType out = linear.name == "head" ? DType::kF32 : type_;
     for (size_t i = 0; i < counts.size(); ++i) {
       const int64_t tokens = counts[i];

@@ -59,7 +59,7 @@ constexpr absl::Duration kStarterPatience = absl::Seconds(1);
 constexpr absl::Duration kEpochEndPatience = absl::Seconds(5);
 // On a GPU a sum over registered windows does not look at the flag that aborts it: when a peer died
 // in one, no waiting helps (docs/GOTCHAS.md). Otherwise leaving takes milliseconds.
-constexpr absl::Duration kGpuEpochEndPatience = absl::Milliseconds(1500);
+constexpr absl::Duration kGpuEpochEndPatience = absl::Seconds(1);
 
 class Worker {
  public:

@@ -1,10 +1,24 @@
 #include "worker/backend/cpu/kernels.h"
 
+#include <cpuid.h>
+
 namespace polyreme::backend::cpu {
+namespace {
+
+// Asked of the CPU itself: not every compiler's __builtin_cpu_supports knows the name.
+bool HasF16c() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
 
 bool IsSupported(Isa isa) {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
   switch (isa) {
     case Isa::kScalar:
       return true;
