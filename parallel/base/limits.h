@@ -85,6 +85,7 @@ inline constexpr int64_t kMaxHttpBodiesBytes = int64_t{512}
                                                << 20;  // of all requests being read or answered
 inline constexpr int64_t kMaxHttpPendingBytes = int64_t{4}
                                                 << 20;  // written to one client and not yet sent
+inline constexpr int32_t kHttpSendBufferBytes = 256 << 10;  // the kernel's own, of one connection
 inline constexpr int32_t kMaxHttpConnections = 4096;
 inline constexpr int32_t kMaxGrpcCalls = 4096;  // public ones, running at once
 inline constexpr absl::Duration kHttpHeaderDeadline = absl::Seconds(10);
