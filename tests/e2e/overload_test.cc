@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
@@ -21,6 +22,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "parallel/base/clock.h"
@@ -30,7 +32,9 @@
 namespace polyreme::e2e {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr int kRunning = 8;   // --max-num-seqs
 constexpr int kQueued = 16;   // --max-num-queued-reqs
@@ -213,6 +217,26 @@ class DeafClient {
     EXPECT_EQ(write(fd_, request.data(), request.size()), std::ssize(request));
   }
   ~DeafClient() { close(fd_); }
+  DeafClient(const DeafClient&) = delete;
+  DeafClient& operator=(const DeafClient&) = delete;
+
+  // Until the connection ends, or nothing comes for ten seconds; and whether it ended.
+  std::pair<std::string, bool> ReadRest() {
+    std::string bytes;
+    std::array<char, 1 << 16> part{};
+    while (true) {
+      pollfd readable = {fd_, POLLIN, 0};
+      if (poll(&readable, 1, 10'000) <= 0) return {bytes, false};
+      const ssize_t count = read(fd_, part.data(), part.size());
+      if (count <= 0) return {bytes, true};
+      bytes.append(part.data(), static_cast<size_t>(count));
+    }
+  }
+  // The slowest reader there is.
+  void ReadByte() {
+    char byte = 0;
+    EXPECT_LE(recv(fd_, &byte, 1, MSG_DONTWAIT), 1);
+  }
 
  private:
   int fd_ = -1;
@@ -289,6 +313,55 @@ TEST(Overload, ClientsThatDoNotReadBoundTheirOwnMemoryAndHarmNobody) {
     EXPECT_LE(most, int64_t{kDeaf} * (6 << 20));
   }
   EXPECT_THAT(cluster.Get("/health"), HasSubstr("ok"));
+  EXPECT_EQ(cluster.Stop(), 0) << cluster.program->output();
+}
+
+// What they are sent is more than the kernel takes, more than the connection takes and more than
+// the stream of pieces takes: then each one's request ends, long before it would by itself.
+TEST(Overload, ClientsFarBehindLoseTheirRequestAndNobodyElseNotices) {
+  constexpr int kBehind = 3, kChoices = 8, kLongest = 1500;
+  Cluster cluster = StartCluster({}, {"--max-num-seqs", "32"});
+  ASSERT_NE(cluster.port, 0);
+  const std::string want = TextOfAStream(cluster.port);
+  const std::vector<pid_t> coordinators = cluster.program->Descendants("polyreme coordinator");
+  ASSERT_EQ(coordinators.size(), 1u);
+  const int64_t before = ResidentBytes(coordinators[0]);
+  std::vector<std::unique_ptr<DeafClient>> behind;
+  for (int i = 0; i < kBehind; ++i) {
+    behind.push_back(std::make_unique<DeafClient>(
+        cluster.port,
+        api::PostJson("/v1/completions",
+                      fmt::format(R"({{"prompt":"x","max_tokens":{},"ignore_eos":true,"n":{},)"
+                                  R"("stream":true,"logprobs":20}})",
+                                  kLongest, kChoices))));
+  }
+  int64_t most = 0, running = -1;
+  bool have_run = false;
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(300);
+  while (!(have_run && running == 0) && MonotonicNow() < deadline) {
+    behind[0]->ReadByte();
+    EXPECT_EQ(TextOfAStream(cluster.port), want);
+    most = std::max(most, ResidentBytes(coordinators[0]) - before);
+    running = Gauge(cluster, "polyreme_num_requests_running");
+    have_run |= running >= kBehind * kChoices / 2;
+  }
+  EXPECT_TRUE(have_run);
+  EXPECT_EQ(running, 0) << "who does not read holds his place";
+  const int64_t tokens = Gauge(cluster, "polyreme_generation_tokens_total");
+  EXPECT_GT(tokens, 0);
+  EXPECT_LT(tokens, kBehind * kChoices * kLongest / 2) << "nothing ended them before their time";
+  std::printf("%d clients far behind: %.2f MiB each, %lld tokens made\n", kBehind,
+              static_cast<double>(most) / kBehind / 0x1p20, static_cast<long long>(tokens));
+  EXPECT_LE(most, int64_t{kBehind} * (12 << 20));
+  for (const std::unique_ptr<DeafClient>& client : behind) {
+    const auto [bytes, ended] = client->ReadRest();
+    EXPECT_TRUE(ended);
+    EXPECT_THAT(bytes, HasSubstr("200 OK"));
+    // On a machine so busy that this took a minute the connection has been cut already.
+    EXPECT_THAT(bytes, AnyOf(HasSubstr("the client fell too far behind in reading its tokens"),
+                             Not(HasSubstr("[DONE]"))));
+  }
+  EXPECT_EQ(TextOfAStream(cluster.port), want);
   EXPECT_EQ(cluster.Stop(), 0) << cluster.program->output();
 }
 

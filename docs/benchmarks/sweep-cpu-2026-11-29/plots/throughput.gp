@@ -3,7 +3,7 @@ set encoding utf8
 set title 'Output tokens per second against batch' noenhanced
 set xlabel 'requests under way' noenhanced
 set ylabel 'tokens/s' noenhanced
-set key outside right noenhanced
+set key below noenhanced
 set grid
 set style fill solid 0.8 border -1
 set datafile missing 'NaN'

@@ -1,0 +1,21 @@
+# gnuplot percentiles.gp
+set encoding utf8
+set title 'Latency percentiles' noenhanced
+set xlabel 'percentile' noenhanced
+set ylabel 'seconds' noenhanced
+set key below noenhanced
+set grid
+set style fill solid 0.8 border -1
+set datafile missing 'NaN'
+set logscale y 10
+set terminal svg noenhanced size 800,480
+set output 'percentiles.svg'
+plot 'percentiles.dat' index 0 using 1:2 with lines lw 2 title 'batch 64', \
+     'percentiles.dat' index 1 using 1:2 with lines lw 2 title 'batch 32', \
+     'percentiles.dat' index 2 using 1:2 with lines lw 2 title 'batch 16'
+set terminal pngcairo noenhanced size 800,480
+set output 'percentiles.png'
+plot 'percentiles.dat' index 0 using 1:2 with lines lw 2 title 'batch 64', \
+     'percentiles.dat' index 1 using 1:2 with lines lw 2 title 'batch 32', \
+     'percentiles.dat' index 2 using 1:2 with lines lw 2 title 'batch 16'
+unset output
