@@ -99,7 +99,7 @@ void Connection::Start() {
   loop_->connections().insert(this);
   ErrorCode ignored;
   socket_.set_option(tcp::no_delay(true), ignored);
-  // Left alone the kernel lets it grow to megabytes, for each of thousands of clients that do not read.
+  // The kernel would let it grow to megabytes, for each of thousands who do not read.
   socket_.set_option(asio::socket_base::send_buffer_size(limits::kHttpSendBufferBytes), ignored);
   BeginRequest();
 }

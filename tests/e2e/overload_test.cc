@@ -166,9 +166,9 @@ void RunOpenLoop(int32_t port, double rate, absl::Duration length, Tally& tally)
 // all cores, each refusal takes its CPU time from an answer, whatever the server does.
 TEST(Overload, GoodputHoldsAndRefusalsComeAtOnce) {
   const unsigned cores = std::thread::hardware_concurrency();
-  Cluster cluster = StartCluster({}, {"--max-num-seqs", std::to_string(kRunning),
-                                      "--max-num-queued-reqs", std::to_string(kQueued),
-                                      "--cpu-threads", std::to_string(std::max(1u, cores / 2))});
+  Cluster cluster = StartCluster(
+      {}, {"--max-num-seqs", std::to_string(kRunning), "--max-num-queued-reqs",
+           std::to_string(kQueued), "--cpu-threads", std::to_string(std::max(1u, cores / 2))});
   ASSERT_NE(cluster.port, 0);
   PeakRate(cluster.port, absl::Seconds(1));  // warm
   const double before = PeakRate(cluster.port, PhaseLength());
@@ -337,7 +337,7 @@ TEST(Overload, ClientsFarBehindLoseTheirRequestAndNobodyElseNotices) {
   }
   int64_t most = 0, running = -1;
   bool have_run = false;
-  const absl::Time deadline = MonotonicNow() + absl::Seconds(300);
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(150);
   while (!(have_run && running == 0) && MonotonicNow() < deadline) {
     behind[0]->ReadByte();
     EXPECT_EQ(TextOfAStream(cluster.port), want);

@@ -17,8 +17,7 @@ bool HasF16c() {
 }  // namespace
 
 bool IsSupported(Isa isa) {
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
   switch (isa) {
     case Isa::kScalar:
       return true;
