@@ -49,7 +49,9 @@ INSTANTIATE_TEST_SUITE_P(All, AnyKind,
                          NameOfInstance);
 
 TEST_P(AnyKind, EachRankStandsInItsTensorGroupAndItsPipelineColumn) {
-  for (const auto& [stages, shards] : {std::pair{1, 1}, {2, 2}, {3, 2}, {4, 1}, {1, 4}}) {
+  for (const auto& layout : {std::pair{1, 1}, {2, 2}, {3, 2}, {4, 1}, {1, 4}}) {
+    const int stages = layout.first;
+    const int shards = layout.second;
     ExpectAllWell(options(stages, shards), [&](ProcessGroup& group, Lane& lane) {
       EXPECT_EQ(group.tensor().size(), shards);
       EXPECT_EQ(group.tensor().rank(), group.place().shard);
