@@ -1,5 +1,7 @@
 // Figures, tables, what is written, and the comparison of two results.
 
+#include <unistd.h>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -201,7 +203,7 @@ TEST(Compare, WhatIsNoResultIsRefused) {
 class Written : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = testing::TempDir() + "polyreme-bench-report";
+    folder_ = fmt::format("{}polyreme-bench-report-{}", testing::TempDir(), getpid());
     std::filesystem::remove_all(folder_);
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }

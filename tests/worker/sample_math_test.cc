@@ -21,6 +21,8 @@ static_assert(sampling::kMaxTops == limits::kMaxLogprobs);
 // A sanitizer does not follow fibers that leave by longjmp.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+constexpr bool kSanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
 constexpr bool kSanitized = false;
 #endif
