@@ -118,6 +118,7 @@ std::unique_ptr<Program> Program::Start(const std::vector<std::string>& argument
       const std::lock_guard lock(p->mutex_);
       p->output_.append(buffer, static_cast<size_t>(n));
     }
+    p->is_read_ = true;
   });
   return program;
 }
@@ -172,6 +173,8 @@ std::optional<int> Program::WaitForExit(absl::Duration patience) {
     exit_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     return true;
   });
+  // Its last words may still be in the pipe; a child that it left behind may hold it open.
+  if (exit_.has_value()) WaitUntil(absl::Seconds(2), [&] { return is_read_.load(); });
   return exit_;
 }
 

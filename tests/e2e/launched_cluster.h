@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -50,7 +51,8 @@ class Program {
   int pipe_ = -1;
   std::thread reader_;
   mutable std::mutex mutex_;
-  std::string output_;  // guarded by mutex_
+  std::string output_;                 // guarded by mutex_
+  std::atomic<bool> is_read_ = false;  // to the end of the pipe
   std::optional<int> exit_;
 };
 
