@@ -16,6 +16,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -273,11 +274,32 @@ std::string TextOfAStream(int32_t port) {
   return text;
 }
 
-int64_t Gauge(const Cluster& cluster, const std::string& name) {
+int64_t MetricOf(const Cluster& cluster, const std::string& name) {
   const std::string text = cluster.Get("/metrics");
   const size_t at = text.find(name + "{model_name=\"demo-model\"} ");
   if (at == std::string::npos) return -1;
   return std::atoll(text.c_str() + text.find("} ", at) + 2);
+}
+
+// A normal client beside the slow ones, again and again until none of their sequences runs any
+// more, having been `expected` at once; `each_round` first. Returns what the coordinator's resident
+// size grew by at most, in bytes.
+int64_t ServeBesideSlowClients(const Cluster& cluster, const std::string& want,
+                               int64_t resident_before, pid_t coordinator, int expected,
+                               absl::Duration patience, const std::function<void()>& each_round) {
+  int64_t most = 0, running = -1;
+  bool have_run = false;
+  const absl::Time deadline = MonotonicNow() + patience;
+  while (!(have_run && running == 0) && MonotonicNow() < deadline) {
+    each_round();
+    EXPECT_EQ(TextOfAStream(cluster.port), want);
+    most = std::max(most, ResidentBytes(coordinator) - resident_before);
+    running = MetricOf(cluster, "polyreme_num_requests_running");
+    have_run |= running >= expected;
+  }
+  EXPECT_TRUE(have_run);
+  EXPECT_EQ(running, 0) << "who does not read holds his place";
+  return most;
 }
 
 TEST(Overload, ClientsThatDoNotReadBoundTheirOwnMemoryAndHarmNobody) {
@@ -296,19 +318,8 @@ TEST(Overload, ClientsThatDoNotReadBoundTheirOwnMemoryAndHarmNobody) {
           api::PostJson("/v1/completions", R"({"prompt":"x","max_tokens":250,"ignore_eos":true,)"
                                            R"("stream":true,"logprobs":20})")));
     }
-    // A normal client beside them, again and again until all of their tokens are there.
-    int64_t most = 0;
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(120);
-    int64_t running = -1;
-    bool have_run = false;
-    while (!(have_run && running == 0) && MonotonicNow() < deadline) {
-      EXPECT_EQ(TextOfAStream(cluster.port), want);
-      most = std::max(most, ResidentBytes(coordinators[0]) - before);
-      running = Gauge(cluster, "polyreme_num_requests_running");
-      have_run |= running >= kDeaf / 2;
-    }
-    EXPECT_TRUE(have_run);
-    EXPECT_EQ(running, 0) << "who does not read holds his place";
+    const int64_t most = ServeBesideSlowClients(cluster, want, before, coordinators[0], kDeaf / 2,
+                                                absl::Seconds(120), [] {});
     std::printf("%d clients that read nothing: %.2f MiB each\n", kDeaf,
                 static_cast<double>(most) / kDeaf / 0x1p20);
     EXPECT_LE(most, int64_t{kDeaf} * (6 << 20));
@@ -336,19 +347,10 @@ TEST(Overload, ClientsFarBehindLoseTheirRequestAndNobodyElseNotices) {
                                   R"("stream":true,"logprobs":20}})",
                                   kLongest, kChoices))));
   }
-  int64_t most = 0, running = -1;
-  bool have_run = false;
-  const absl::Time deadline = MonotonicNow() + absl::Seconds(150);
-  while (!(have_run && running == 0) && MonotonicNow() < deadline) {
-    behind[0]->ReadByte();
-    EXPECT_EQ(TextOfAStream(cluster.port), want);
-    most = std::max(most, ResidentBytes(coordinators[0]) - before);
-    running = Gauge(cluster, "polyreme_num_requests_running");
-    have_run |= running >= kBehind * kChoices / 2;
-  }
-  EXPECT_TRUE(have_run);
-  EXPECT_EQ(running, 0) << "who does not read holds his place";
-  const int64_t tokens = Gauge(cluster, "polyreme_generation_tokens_total");
+  const int64_t most =
+      ServeBesideSlowClients(cluster, want, before, coordinators[0], kBehind * kChoices / 2,
+                             absl::Seconds(150), [&] { behind[0]->ReadByte(); });
+  const int64_t tokens = MetricOf(cluster, "polyreme_generation_tokens_total");
   EXPECT_GT(tokens, 0);
   EXPECT_LT(tokens, kBehind * kChoices * kLongest / 2) << "nothing ended them before their time";
   std::printf("%d clients far behind: %.2f MiB each, %lld tokens made\n", kBehind,

@@ -150,6 +150,8 @@ class OutOfMemoryTest : public EngineApiTest<WorkerAside> {
   template <class MakeRequest>
   void FailEach(int64_t count, MakeRequest make_request) {
     const SparedThread spared;
+    const Held before = Settled();
+    ASSERT_TRUE(before.is_idle && before.is_all_cache_free);
     const std::string neighbour_asks =
         PostJson("/v1/completions",
                  R"({"prompt":"neighbour","max_tokens":100,"ignore_eos":true,"stream":true,)"
@@ -161,6 +163,7 @@ class OutOfMemoryTest : public EngineApiTest<WorkerAside> {
     // the worker, or for these two answers, closes when its threads come to it.
     const Held start = Settled();
     ASSERT_TRUE(start.is_idle && start.is_all_cache_free);
+    EXPECT_LE(start.num_files, before.num_files);
 
     std::array<int64_t, 3> num_ends{};
     int64_t num_neighbours_hurt = 0;
