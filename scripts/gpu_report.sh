@@ -8,7 +8,7 @@
 #                scripts/check_gpu.py, the whole program end to end (about 8 minutes; CLUSTER_CHECKS: which of its checks);
 #                sweep, `polyreme bench sweep` of each layout into OUT/sweep-* (hours; SWEEP_FLAGS: less of it)
 #     --model    folder of a config.json; weights are made up (default: the 40B shape's)
-#     --program  polyreme (default: beside this script, then build/cuda-release, then build/cuda)
+#     --program  polyreme (default: beside this script, then build/cuda-release, then build/test)
 #     --tests    folder of GPU test binaries (default: tests of the bundle, or those named in scripts/gpu_tests.txt)
 #     --limit    seconds for each command (default: 300; what takes longer is ended and said to have)
 # Runs in a checkout and in a bundle (scripts/bundle.sh). POLYREME_COMMIT names the commit where there is no git.
@@ -34,7 +34,7 @@ done
 mkdir -p "$out/raw"
 
 first_of() { for file in "$@"; do if [ -e "$file" ]; then echo "$file"; return; fi; done; }
-program=${program:-$(first_of "$here/polyreme" "$root/build/cuda-release/polyreme" "$root/build/cuda/polyreme")}
+program=${program:-$(first_of "$here/polyreme" "$root/build/cuda-release/polyreme" "$root/build/test/polyreme")}
 [ -x "$program" ] || { echo "no polyreme to measure: build a bundle, or give --program" >&2; exit 1; }
 plugin=$(first_of "$(dirname "$program")/libpolyreme_cuda.so" "$(dirname "$program")/../lib/libpolyreme_cuda.so")
 [ -n "$plugin" ] && export POLYREME_CUDA_PLUGIN=$plugin  # tests lie elsewhere

@@ -249,7 +249,8 @@ class Load:
                         self.tally.asked_again += 1
                     time.sleep(0.1)
                     continue
-                return self.tally.add_lost(what, error)
+                now = datetime.datetime.now(datetime.timezone.utc)
+                return self.tally.add_lost(f"{now:%H:%M:%S} UTC, asked {time.time() - begin:.1f} s before: {what}", error)
             return self.tally.add(got, self.wants[i], what)
 
     def stop(self):

@@ -51,22 +51,23 @@ build_and_test_address() {
   build_and_test asan "$1" "$2" -DPOLYREME_SANITIZE=address,undefined -DCMAKE_CXX_COMPILER=clang++-14 -DPOLYREME_WERROR=OFF
 }
 
-# The plugin and the tests that use it, nothing else; what a machine without a GPU can run of them is run.
+# The plugin and the tests that use it, nothing else; what a machine without a GPU can run of them is run. In the plain suite's
+# folder: all that the two have in common is compiled once.
 build_and_test_cuda() {
   if ! [ -x "${CUDACXX:-${CUDA_HOME:-/usr/local/cuda}/bin/nvcc}" ] && ! command -v nvcc >/dev/null; then
     echo "test.sh --cuda needs the CUDA toolkit, 12.4 or newer, and found no nvcc: put it on the PATH, or set CUDACXX to it" >&2
     return 1
   fi
   scripts/install_packages.sh --test --cuda
-  configure cuda -DPOLYREME_CUDA=ON "-DPOLYREME_CUDA_ARCHS=${POLYREME_CUDA_ARCHS:-90}"
+  configure test -DPOLYREME_CUDA=ON "-DPOLYREME_CUDA_ARCHS=${POLYREME_CUDA_ARCHS:-90}"
   grep -iE 'flashinfer|cuda' build/cmake.log || true
   local tests=()
   mapfile -t tests < <(grep -v '^#' scripts/gpu_tests.txt)
-  cmake --build build/cuda --target polyreme_cuda "${tests[@]##*/}"
+  cmake --build build/test --target polyreme_cuda "${tests[@]##*/}"
   local test
   for test in "${tests[@]}"; do
     echo "== ${test##*/}"
-    POLYREME_CUDA_PLUGIN=$PWD/build/cuda/libpolyreme_cuda.so "build/cuda/$test" --gtest_brief=1
+    POLYREME_CUDA_PLUGIN=$PWD/build/test/libpolyreme_cuda.so "build/test/$test" --gtest_brief=1
   done
   scripts/check_sm70.sh
 }
@@ -85,4 +86,5 @@ case "$sanitize" in
 esac
 case "$sanitize" in all | *thread*) build_and_test tsan suite_threads "-L threads" -DPOLYREME_SANITIZE=thread ;; esac
 [ "$plain" -eq 1 ] || exit 0
-build_and_test test all ""
+rm -f build/test/libpolyreme_cuda.so  # of an earlier --cuda: this suite is of the program alone
+build_and_test test all "" -DPOLYREME_CUDA=OFF
