@@ -77,13 +77,18 @@ void RunSeeds(const std::vector<uint64_t>& seeds) {
     if (testing::Test::HasFailure()) return;
   }
   fmt::print(
-      "{} seeds: {} steps, {} losses, {} preemptions, {} prefixes reused; requests: {} complete, "
-      "{} cancelled, {} out of time, {} too slow, {} quarantined, {} ended with the cluster\n",
-      seeds.size(), sum.num_steps, sum.num_losses, sum.num_preemptions, sum.num_reused, sum.num_ok,
-      sum.num_cancelled, sum.num_late, sum.num_slow, sum.num_quarantined, sum.num_unavailable);
+      "{} seeds: {} steps, {} losses, {} takeovers, {} preemptions, {} prefixes reused; requests: "
+      "{} "
+      "complete, {} cancelled, {} out of time, {} too slow, {} quarantined, {} ended with the "
+      "cluster, {} broken with the coordinator\n",
+      seeds.size(), sum.num_steps, sum.num_losses, sum.num_takeovers, sum.num_preemptions,
+      sum.num_reused, sum.num_ok, sum.num_cancelled, sum.num_late, sum.num_slow,
+      sum.num_quarantined, sum.num_unavailable, sum.num_broken);
   if (seeds.size() < kFreshSeeds) return;
   const auto count = static_cast<int64_t>(seeds.size());
   EXPECT_GT(sum.num_losses, count) << "hardly anything failed";
+  EXPECT_GT(sum.num_takeovers, count / 10) << "the coordinator hardly ever died";
+  EXPECT_GT(sum.num_broken, count / 10) << "the coordinator died when nobody asked for anything";
   EXPECT_GT(sum.num_preemptions, count / 2) << "blocks were hardly ever short";
   EXPECT_GT(sum.num_reused, count) << "hardly anything was reused";
   EXPECT_GT(sum.num_ok, 2 * count);

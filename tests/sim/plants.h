@@ -27,6 +27,7 @@ enum class Plant : uint8_t {
   kRepeatsAResult,      // as the answer to the next step
   kAnswersForTheDead,   // an empty answer for a rank that is lost
   kKeepsOldSlots,       // in the next epoch
+  kForgetsKnownEpochs,  // when a coordinator takes over
   // In the engine's driver.
   kSkipsRewind,
   kSkipsNoteLoss,
@@ -59,6 +60,7 @@ inline constexpr std::array kPlants = {
     PlantName{Plant::kRepeatsAResult, "RepeatsAResult"},
     PlantName{Plant::kAnswersForTheDead, "AnswersForTheDead"},
     PlantName{Plant::kKeepsOldSlots, "KeepsOldSlots"},
+    PlantName{Plant::kForgetsKnownEpochs, "ForgetsKnownEpochs"},
     PlantName{Plant::kSkipsRewind, "SkipsRewind"},
     PlantName{Plant::kSkipsNoteLoss, "SkipsNoteLoss"},
     PlantName{Plant::kLosesASubmission, "LosesASubmission"},

@@ -106,6 +106,13 @@ void Client::Accepted(SequenceId first, std::vector<ChoiceText> expected) {
   got_.resize(expected_.size());
 }
 
+void Client::Break() {
+  stream_.reset();
+  expected_.clear();
+  got_.clear();
+  num_losses = 0;
+}
+
 void Client::Cancel(absl::Time now) {
   if (ended_ || cancelled()) return;
   cancelled_at_ = now;
@@ -118,7 +125,7 @@ bool Client::MustHaveEnded(absl::Time round_began) const {
 
 void Client::Read(const Loop& loop, Report& report) {
   int32_t num_drained = 0;
-  while (!ended_) {
+  while (!ended_ && submitted()) {
     engine::TokenStream::Polled polled = stream_->Poll();
     if (!polled.ready) break;
     if (polled.piece.ok() && polled.piece->has_value()) {

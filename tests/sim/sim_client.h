@@ -52,6 +52,8 @@ class Client {
   void Accepted(SequenceId first, std::vector<ChoiceText> expected);
   // It was never queued, or not any more.
   void Refused() { ended_ = true; }
+  // Its connection broke: nothing that it has got counts. It may be submitted again.
+  void Break();
   void Cancel(absl::Time now);
 
   // Takes what is there; anything that it must not get fails the report.

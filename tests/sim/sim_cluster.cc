@@ -23,11 +23,10 @@ SimCluster::SimCluster(const ClusterSettings& settings, Loop& loop, Random& rand
       loop_(loop),
       random_(random),
       report_(report),
-      peers_({0, settings.layout.world_size(), "sim", 0, "build", "settings", "checkpoint", ""}),
-      results_(settings.layout.world_size(), Epoch{1}),
       faults_while_recovering_(settings.faults_while_recovering),
       mirror_(settings.limits),
       validator_(settings.limits) {
+  BeginAnew();
   const int32_t world = settings.layout.world_size();
   processes_.resize(static_cast<size_t>(world));
   const auto group = std::make_shared<Group>(Epoch{1}, settings.layout);
@@ -35,16 +34,17 @@ SimCluster::SimCluster(const ClusterSettings& settings, Loop& loop, Random& rand
   for (int32_t rank = 0; rank < world; ++rank) {
     ProcessPtr& process = processes_[static_cast<size_t>(rank)];
     process = std::make_shared<Process>(rank, next_life_++, settings, random.Next());
-    CHECK(peers_.Join({rank, world, "sim", process->life, "build", "settings", "checkpoint", ""})
+    CHECK(peers_->Join({rank, world, "sim", process->life, "build", "settings", "checkpoint", ""})
               .ok());
-    CHECK(peers_.Attach(rank).ok());
-    peers_.SetLoaded(rank, 0, 0, 0);
-    peers_.SetReady(rank, {});
+    CHECK(peers_->Attach(rank).ok());
+    peers_->SetLoaded(rank, 0, 0, 0);
+    peers_->SetReady(rank, {});
     process->attached = process->loaded = process->serves = true;
-    process->epoch = Epoch{1};
+    process->loading = true;
+    process->epoch = process->known_epoch = Epoch{1};
     group->members[static_cast<size_t>(rank)] = process;
   }
-  peers_.SetServed();
+  peers_->SetServed();
 }
 
 SimCluster::~SimCluster() = default;
@@ -65,7 +65,7 @@ absl::Status SimCluster::Submit(const step::StepPlan& plan) {
   }
   Count(plan);
   report_.Trace("submit {}", step::Describe(plan));
-  RETURN_IF_ERROR(results_.Expect(plan.id));
+  RETURN_IF_ERROR(results_->Expect(plan.id));
   digest_ = Mix(digest_, std::hash<std::string>()(wire::EncodePlan(plan)));
   step::StepPlan sent = plan;
   SpoilPlan(sent);
@@ -89,19 +89,21 @@ void SimCluster::SendOldResult(StepId step) {
 }
 
 absl::StatusOr<step::StepResult> SimCluster::Await(StepId step, absl::Time deadline) {
+  if (coordinator_lost_) return Dead();
   if (in_flight_.empty() || in_flight_.front().first != step) {
     report_.Fail("the engine awaits step {}, which is not the oldest in flight", step.value);
     return Internal("step {} is not in flight", step.value);
   }
   while (true) {
-    absl::StatusOr<step::StepResult> result = results_.Await(step, absl::InfinitePast());
+    if (coordinator_lost_) return Dead();
+    absl::StatusOr<step::StepResult> result = results_->Await(step, absl::InfinitePast());
     if (result.ok()) {
       CheckResult(*result);
       in_flight_.pop_front();
       SpoilResult(*result);
       return result;
     }
-    if (report_.failed() || !results_.failure().ok()) return result.status();
+    if (report_.failed() || !results_->failure().ok()) return result.status();
     if (!loop_.RunNext(deadline)) return result.status();
   }
 }
@@ -152,27 +154,27 @@ void SimCluster::OnMessage(const ProcessPtr& process, const FromRank& message) {
   using Kind = FromRank::Kind;
   switch (message.kind) {
     case Kind::kLoaded:
-      return peers_.SetLoaded(process->rank, 0, 0, 0);
+      return peers_->SetLoaded(process->rank, 0, 0, 0);
     case Kind::kReady:
-      if (message.epoch == epoch_) peers_.SetReady(process->rank, {});
+      if (message.epoch == epoch_) peers_->SetReady(process->rank, {});
       return;
     case Kind::kResult:
       return OnResult(process, message);
     case Kind::kFailed:
-      return Lose(message.epoch, Annotate(message.why, peers_.NameOf(process->rank)));
+      return Lose(message.epoch, Annotate(message.why, peers_->NameOf(process->rank)));
     case Kind::kEpochEnded:
-      if (message.epoch.value == epoch_.value - 1) peers_.SetEpochEnded(process->rank);
+      if (message.epoch.value == epoch_.value - 1) peers_->SetEpochEnded(process->rank);
       return;
   }
 }
 
 void SimCluster::OnResult(const ProcessPtr& process, const FromRank& message) {
   absl::StatusOr<step::StepResult> result = wire::DecodeResult(message.bytes);
-  if (!result.ok()) return Lose(epoch_, Annotate(result.status(), peers_.NameOf(process->rank)));
+  if (!result.ok()) return Lose(epoch_, Annotate(result.status(), peers_->NameOf(process->rank)));
   if (!result->samples.empty()) past_results_.push_back(*result);
   if (past_results_.size() > 64) past_results_.pop_front();
   if (settings_.plant == Plant::kRestampsOldResults) result->epoch = epoch_;
-  absl::Status added = results_.Add(Rank{process->rank}, *std::move(result));
+  absl::Status added = results_->Add(Rank{process->rank}, *std::move(result));
   if (!added.ok()) Lose(epoch_, std::move(added));
 }
 
@@ -181,14 +183,16 @@ void SimCluster::OnStreamClosed(const ProcessPtr& process) {
   process->attached = false;
   Lose(epoch_, Unavailable("rank {} was lost: its stream closed", process->rank));
   loop_.After(random_.Between(absl::ZeroDuration(), absl::Milliseconds(100)),
-              [this, rank = process->rank] { peers_.SetAbsent(rank); });
+              [this, rank = process->rank, incarnation = incarnation_] {
+                if (incarnation == incarnation_) peers_->SetAbsent(rank);
+              });
 }
 
 void SimCluster::Lose(Epoch lost, const absl::Status& why) {
   if (lost != epoch_) return;
-  const bool is_news = peers_.loss().ok();
-  if (!peers_.Lose(why)) return Fail(why);
-  results_.Fail(why);
+  const bool is_news = peers_->loss().ok();
+  if (!peers_->Lose(why)) return Fail(why);
+  results_->Fail(why);
   if (!is_news) return;
   ++num_losses_;
   report_.Trace("epoch {} is lost: {}", lost.value, Message(why));
@@ -200,8 +204,8 @@ void SimCluster::Lose(Epoch lost, const absl::Status& why) {
 }
 
 void SimCluster::Fail(const absl::Status& why) {
-  results_.Fail(why);
-  peers_.Fail(why);
+  results_->Fail(why);
+  peers_->Fail(why);
 }
 
 void SimCluster::Abort(Epoch epoch) noexcept {
@@ -220,8 +224,9 @@ absl::Status SimCluster::CountRestart(const absl::Status& why) {
 
 absl::Status SimCluster::WaitFor(Peers::Phase phase, absl::Time deadline) {
   while (true) {
-    const absl::Status status = peers_.WaitFor(phase, absl::InfinitePast());
-    const bool waits = absl::IsDeadlineExceeded(status) && peers_.loss().ok();
+    if (coordinator_lost_) return Dead();
+    const absl::Status status = peers_->WaitFor(phase, absl::InfinitePast());
+    const bool waits = absl::IsDeadlineExceeded(status) && peers_->loss().ok();
     if (!waits || report_.failed()) return status;
     if (!loop_.RunNext(deadline)) return status;
   }
@@ -231,14 +236,28 @@ absl::Status SimCluster::BeginNextEpoch(const absl::Status& why) {
   const Epoch lost = epoch_;
   Lose(lost, why);
   ++epoch_.value;
-  peers_.NextEpoch();
-  RETURN_IF_ERROR(peers_.failure());
+  peers_->NextEpoch();
+  RETURN_IF_ERROR(peers_->failure());
   Broadcast({ToRank::Kind::kEndEpoch, lost});
+  return absl::OkStatus();
+}
+
+absl::Status SimCluster::Meet() {
   RETURN_IF_ERROR(WaitFor(Peers::Phase::kAttached, loop_.Now() + kJoinTimeout));
-  return WaitFor(Peers::Phase::kLoaded, loop_.Now() + kLoadPatience);
+  RETURN_IF_ERROR(WaitFor(Peers::Phase::kLoaded, loop_.Now() + kLoadPatience));
+  RETURN_IF_ERROR(StartEpoch());
+  results_->Restart(epoch_);
+  RETURN_IF_ERROR(peers_->loss());
+  while (groups_.size() > 2) groups_.erase(groups_.begin());
+  mirror_ = step::SlotTable(settings_.limits);
+  report_.Trace("epoch {} serves", epoch_.value);
+  return absl::OkStatus();
 }
 
 absl::Status SimCluster::StartEpoch() {
+  if (settings_.plant != Plant::kForgetsKnownEpochs) {
+    epoch_.value = std::max(epoch_.value, known_epoch_.value + 1);
+  }
   groups_[epoch_.value] = std::make_shared<Group>(epoch_, settings_.layout);
   Broadcast({ToRank::Kind::kStart, epoch_});
   return WaitFor(Peers::Phase::kReady, loop_.Now() + 2 * limits::kJoinGroupPatience);
@@ -251,7 +270,8 @@ absl::StatusOr<Epoch> SimCluster::Recover(const absl::Status& why) {
   in_flight_.clear();
   opened_.clear();
   do {
-    absl::Status status = peers_.failure();
+    if (coordinator_lost_) return Dead();
+    absl::Status status = peers_->failure();
     if (status.ok()) status = CountRestart(loss);
     if (loop_.Now() > settings_.latest) report_.Fail("a recovery that never ends");
     if (report_.failed()) status = Internal("{}", report_.failure());
@@ -261,15 +281,55 @@ absl::StatusOr<Epoch> SimCluster::Recover(const absl::Status& why) {
     }
     report_.Trace("recovering from epoch {}: {}", epoch_.value, Message(loss));
     loss = BeginNextEpoch(loss);
-    if (loss.ok()) loss = StartEpoch();
-    if (loss.ok()) {
-      results_.Restart(epoch_);
-      loss = peers_.loss();
-    }
+    if (loss.ok()) loss = Meet();
   } while (!loss.ok());
-  while (groups_.size() > 2) groups_.erase(groups_.begin());
-  mirror_ = step::SlotTable(settings_.limits);
-  report_.Trace("epoch {} serves", epoch_.value);
+  return epoch_;
+}
+
+void SimCluster::BeginAnew() {
+  const int32_t world = settings_.layout.world_size();
+  peers_.emplace(engine::PeerIdentity{0, world, "sim", 0, "build", "settings", "checkpoint", ""});
+  results_.emplace(world, epoch_);
+}
+
+// Nobody is told: a connection's end is noticed, and not before what was sent on it has come.
+void SimCluster::KillCoordinator() {
+  if (coordinator_lost_) return;
+  report_.Trace("the coordinator dies");
+  coordinator_lost_ = true;
+  // The note is written without waiting for the disk.
+  noted_epoch_.value = epoch_.value - (random_.OneIn(4) ? 1 : 0);
+  for (const ProcessPtr& process : processes_) {
+    if (!process->attached) continue;
+    process->attached = false;
+    if (process->dark) continue;
+    const absl::Time noticed =
+        loop_.Now() + random_.Between(absl::ZeroDuration(), absl::Milliseconds(400));
+    loop_.At(std::max(process->last_down, noticed), [this, process, stream = process->stream] {
+      if (process->stream == stream) Deliver(process, {ToRank::Kind::kStreamEnded, {}});
+    });
+  }
+}
+
+absl::StatusOr<Epoch> SimCluster::TakeOver() {
+  CHECK(coordinator_lost_, "there is one");
+  coordinator_lost_ = false;
+  ++incarnation_;
+  report_.Trace("incarnation {} of the coordinator takes over", incarnation_);
+  epoch_.value = noted_epoch_.value + 1;
+  known_epoch_ = Epoch{0};
+  BeginAnew();
+  peers_->SetServed();
+  in_flight_.clear();
+  lost_in_flight_.clear();
+  opened_.clear();
+  absl::Status why =
+      CountRestart(Unavailable("incarnation {} of the coordinator is gone", incarnation_ - 1));
+  if (!why.ok()) {
+    Fail(why);
+    return why;
+  }
+  if (why = Meet(); !why.ok()) return Recover(why);
   return epoch_;
 }
 

@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -36,12 +38,15 @@ enum class Fault : uint8_t {
   kOldResult,  // one of an epoch that is over comes when its step is in flight again
   kSlowStep,   // longer than anybody waits
   kClockJump,  // the coordinator stands still, and time goes on
+  kDarkLink,   // between a rank and the coordinator: nothing comes through, and nobody is told
+  kCoordinatorDeath,
 };
-inline constexpr Fault kFaults[] = {Fault::kDeath,       Fault::kDeath,         Fault::kDeath,
-                                    Fault::kHang,        Fault::kError,         Fault::kPlanLost,
-                                    Fault::kPlanTwice,   Fault::kPlanGarbled,   Fault::kResultLost,
-                                    Fault::kResultTwice, Fault::kResultGarbled, Fault::kOldResult,
-                                    Fault::kOldResult,   Fault::kSlowStep,      Fault::kClockJump};
+inline constexpr Fault kFaults[] = {
+    Fault::kDeath,           Fault::kDeath,       Fault::kDeath,         Fault::kHang,
+    Fault::kError,           Fault::kPlanLost,    Fault::kPlanTwice,     Fault::kPlanGarbled,
+    Fault::kResultLost,      Fault::kResultTwice, Fault::kResultGarbled, Fault::kOldResult,
+    Fault::kOldResult,       Fault::kSlowStep,    Fault::kClockJump,     Fault::kDarkLink,
+    Fault::kCoordinatorDeath};
 
 struct ClusterSettings {
   Layout layout;
@@ -65,15 +70,22 @@ class SimCluster final : public engine::WorkerLink {
 
   absl::Status Submit(const step::StepPlan& plan) override;
   absl::StatusOr<step::StepResult> Await(StepId step, absl::Time deadline) override;
-  absl::Status failure() const override { return peers_.loss(); }
+  absl::Status failure() const override { return coordinator_lost_ ? Dead() : peers_->loss(); }
   absl::StatusOr<Epoch> Recover(const absl::Status& why) override;
   void Abort(Epoch epoch) noexcept override;
+
+  // The coordinator is dead: every call fails, and what the ranks say is heard by nobody.
+  bool coordinator_lost() const { return coordinator_lost_; }
+  // Another takes its place: the ranks come to it with their weights, as Cluster has it. The epoch
+  // that serves; an error with coordinator_lost() if this one has died too, or the end.
+  absl::StatusOr<Epoch> TakeOver();
 
   // Sequences that had rows in steps without an answer when the last epoch was lost.
   const std::set<SequenceId>& lost_in_flight() const { return lost_in_flight_; }
   // Blocks that the plans so far have left in somebody's hands.
   int32_t NumBlocksHeld() const;
   int64_t num_losses() const { return num_losses_; }
+  int64_t num_takeovers() const { return incarnation_ - 1; }
   int64_t num_steps() const { return num_steps_; }
   // Slots opened for a sequence that had one in this epoch, and behind cached blocks.
   int64_t num_preemptions() const { return num_preemptions_; }
@@ -91,11 +103,13 @@ class SimCluster final : public engine::WorkerLink {
   // Agents and processes.
   void Spawn(int32_t rank);
   void TryJoin(const ProcessPtr& process, int64_t looks_left);
-  void Attach(const ProcessPtr& process);
+  void Attach(const ProcessPtr& process, int64_t incarnation);
   void Die(const ProcessPtr& process, const char* why);
   void Hang(const ProcessPtr& process);
   void WakeUp(const ProcessPtr& process);
   void OnStreamClosed(const ProcessPtr& process);
+  void Darken(const ProcessPtr& process);
+  void KillCoordinator();
 
   // Messages.
   absl::Duration Delay();
@@ -113,6 +127,8 @@ class SimCluster final : public engine::WorkerLink {
   void HandleStart(const ProcessPtr& process, Epoch epoch);
   void HandlePlan(const ProcessPtr& process, const ToRank& message);
   void HandleEndEpoch(const ProcessPtr& process, Epoch epoch);
+  void HandleStreamEnded(const ProcessPtr& process);
+  void LeaveEpoch(const ProcessPtr& process, std::function<void()> then);
   bool TakePending(Fault fault);
 
   // Steps.
@@ -136,7 +152,10 @@ class SimCluster final : public engine::WorkerLink {
   void Fail(const absl::Status& why);
   absl::Status CountRestart(const absl::Status& why);
   absl::Status BeginNextEpoch(const absl::Status& why);
+  absl::Status Meet();
   absl::Status StartEpoch();
+  void BeginAnew();
+  static absl::Status Dead() { return Unavailable("the coordinator is dead"); }
   absl::Status WaitFor(engine::Peers::Phase phase, absl::Time deadline);
 
   // Planted mistakes.
@@ -147,9 +166,15 @@ class SimCluster final : public engine::WorkerLink {
   Loop& loop_;
   Random& random_;
   Report& report_;
-  engine::Peers peers_;
-  engine::ResultMerger results_;
+  // The coordinator's, and gone with it.
+  std::optional<engine::Peers> peers_;
+  std::optional<engine::ResultMerger> results_;
   Epoch epoch_{1};
+  Epoch known_epoch_{0};  // by any worker that has joined
+  // Its agent's: what the last coordinator left, and which one this is.
+  bool coordinator_lost_ = false;
+  Epoch noted_epoch_{0};
+  int64_t incarnation_ = 1;
   std::deque<absl::Time> restarts_;
   std::vector<ProcessPtr> processes_;                 // by rank, the latest
   std::map<int64_t, std::shared_ptr<Group>> groups_;  // by epoch

@@ -16,6 +16,9 @@ constexpr absl::Duration kEpochEndPatience = absl::Seconds(5);
 // Until the stream of a rank's former process is seen to have ended.
 constexpr absl::Duration kReplacedPeerPatience = absl::Seconds(12);
 constexpr absl::Duration kLook = absl::Milliseconds(20);
+// Keepalive: until either side of a dark link takes it for closed.
+constexpr absl::Duration kDarkLeast = absl::Seconds(5);
+constexpr absl::Duration kDarkMost = absl::Seconds(11);
 
 }  // namespace
 
@@ -30,6 +33,10 @@ void SimCluster::Inject(Fault fault) {
     case Fault::kError:
       if (process->serves) SendFailed(process, process->epoch, Internal("a worker's error"));
       return;
+    case Fault::kDarkLink:
+      return Darken(process);
+    case Fault::kCoordinatorDeath:
+      return KillCoordinator();
     case Fault::kClockJump:
       return loop_.Jump(random_.Between(absl::Seconds(1), absl::Seconds(150)));
     case Fault::kPlanLost:
@@ -56,37 +63,46 @@ void SimCluster::Spawn(int32_t rank) {
 // Looks are counted, not time: what a coordinator that stands still misses is not held against it.
 void SimCluster::TryJoin(const ProcessPtr& process, int64_t looks_left) {
   if (!process->alive) return;
-  if (process->hung) {
+  if (process->hung || coordinator_lost_) {
     loop_.After(absl::Milliseconds(100), [=, this] { TryJoin(process, looks_left); });
     return;
   }
-  const absl::Status joined = peers_.Join({process->rank, settings_.layout.world_size(), "sim",
-                                           process->life, "build", "settings", "checkpoint", ""});
+  const absl::Status joined = peers_->Join({process->rank, settings_.layout.world_size(), "sim",
+                                            process->life, "build", "settings", "checkpoint", ""});
   if (absl::IsAlreadyExists(joined) && looks_left > 0) {
     loop_.After(kLook, [=, this] { TryJoin(process, looks_left - 1); });
     return;
   }
   if (!joined.ok()) {
-    if (peers_.failure().ok()) {
+    if (peers_->failure().ok()) {
       report_.Fail("rank {} may not come back: {}", process->rank, Message(joined));
     }
     return;
   }
+  known_epoch_ = std::max(known_epoch_, process->known_epoch);
   loop_.After(random_.Between(absl::ZeroDuration(), absl::Milliseconds(50)),
-              [this, process] { Attach(process); });
+              [this, process, incarnation = incarnation_] { Attach(process, incarnation); });
 }
 
-void SimCluster::Attach(const ProcessPtr& process) {
+void SimCluster::Attach(const ProcessPtr& process, int64_t incarnation) {
   if (!process->alive) return;
   if (process->hung) {
-    loop_.After(absl::Milliseconds(100), [=, this] { Attach(process); });
+    loop_.After(absl::Milliseconds(100), [=, this] { Attach(process, incarnation); });
     return;
   }
-  if (absl::Status s = peers_.Attach(process->rank); !s.ok()) {
+  if (coordinator_lost_ || incarnation != incarnation_) {
+    return TryJoin(process, kReplacedPeerPatience / kLook);
+  }
+  if (absl::Status s = peers_->Attach(process->rank); !s.ok()) {
     report_.Fail("rank {} may not attach: {}", process->rank, Message(s));
     return;
   }
   process->attached = true;
+  process->adrift = process->dark = false;
+  ++process->stream;
+  if (process->loaded) return SendUp(process, {FromRank::Kind::kLoaded});
+  if (process->loading) return;
+  process->loading = true;
   loop_.After(random_.Between(absl::Milliseconds(50), absl::Seconds(2)), [this, process] {
     if (!process->alive) return;
     process->loaded = true;
@@ -155,9 +171,26 @@ absl::Duration SimCluster::Delay() {
 }
 
 void SimCluster::SendDown(const ProcessPtr& process, ToRank message) {
+  if (process->dark) return;
   process->last_down = std::max(process->last_down, loop_.Now() + Delay());
   loop_.At(process->last_down,
-           [this, process, message = std::move(message)] { Deliver(process, message); });
+           [this, process, stream = process->stream, message = std::move(message)] {
+             if (process->stream == stream) Deliver(process, message);
+           });
+}
+
+// What is on its way is lost, too. Each side finds out by itself.
+void SimCluster::Darken(const ProcessPtr& process) {
+  if (!process->attached || process->dark) return;
+  report_.Trace("the link of rank {} goes dark", process->rank);
+  process->dark = true;
+  ++process->stream;
+  loop_.After(random_.Between(kDarkLeast, kDarkMost), [this, process, stream = process->stream] {
+    if (process->stream == stream) OnStreamClosed(process);
+  });
+  loop_.After(random_.Between(kDarkLeast, kDarkMost), [this, process, stream = process->stream] {
+    if (process->stream == stream) Deliver(process, {ToRank::Kind::kStreamEnded, {}});
+  });
 }
 
 void SimCluster::Deliver(const ProcessPtr& process, const ToRank& message) {
@@ -177,6 +210,8 @@ void SimCluster::Handle(const ProcessPtr& process, const ToRank& message) {
       return HandlePlan(process, message);
     case ToRank::Kind::kEndEpoch:
       return HandleEndEpoch(process, message.epoch);
+    case ToRank::Kind::kStreamEnded:
+      return HandleStreamEnded(process);
   }
 }
 
@@ -185,7 +220,12 @@ void SimCluster::HandleStart(const ProcessPtr& process, Epoch epoch) {
     report_.Fail("rank {}: a start order of epoch {} came out of turn", process->rank, epoch.value);
     return;
   }
-  process->epoch = epoch;
+  if (epoch <= process->known_epoch) {
+    report_.Fail("rank {}: epoch {} is to start, and it has heard of epoch {}", process->rank,
+                 epoch.value, process->known_epoch.value);
+    return;
+  }
+  process->epoch = process->known_epoch = epoch;
   process->starting = true;
   loop_.After(random_.Between(absl::Milliseconds(5), absl::Milliseconds(300)),
               [this, process, epoch] { JoinGroup(process, epoch); });
@@ -206,7 +246,20 @@ void SimCluster::HandlePlan(const ProcessPtr& process, const ToRank& message) {
 }
 
 void SimCluster::HandleEndEpoch(const ProcessPtr& process, Epoch epoch) {
+  process->known_epoch = std::max(process->known_epoch, epoch);
   if (!process->loaded) return;
+  LeaveEpoch(process, [=, this] { SendUp(process, {FromRank::Kind::kEpochEnded, epoch}); });
+}
+
+// It dials again, with what it has.
+void SimCluster::HandleStreamEnded(const ProcessPtr& process) {
+  if (process->adrift) return;
+  process->adrift = true;
+  report_.Trace("rank {} has lost its coordinator", process->rank);
+  LeaveEpoch(process, [=, this] { TryJoin(process, kReplacedPeerPatience / kLook); });
+}
+
+void SimCluster::LeaveEpoch(const ProcessPtr& process, std::function<void()> then) {
   process->starting = process->serves = false;
   process->plans.clear();
   process->has_accepted = false;
@@ -218,10 +271,10 @@ void SimCluster::HandleEndEpoch(const ProcessPtr& process, Epoch epoch) {
     loop_.After(kEpochEndPatience, [this, process] { Die(process, "it cannot leave its epoch"); });
     return;
   }
-  loop_.After(takes, [this, process, epoch] {
+  loop_.After(takes, [this, process, then = std::move(then)] {
     if (!process->alive) return;
     process->leaving = false;
-    SendUp(process, {FromRank::Kind::kEpochEnded, epoch});
+    then();
     if (process->hung) return;
     std::deque<ToRank> backlog = std::move(process->backlog);
     process->backlog.clear();
@@ -251,10 +304,12 @@ void SimCluster::JoinGroup(const ProcessPtr& process, Epoch epoch) {
 }
 
 void SimCluster::SendUp(const ProcessPtr& process, FromRank message) {
+  if (process->dark) return;
   process->last_up = std::max(process->last_up, loop_.Now() + Delay());
-  loop_.At(process->last_up, [this, process, message = std::move(message)] {
-    if (process->attached) OnMessage(process, message);
-  });
+  loop_.At(process->last_up,
+           [this, process, stream = process->stream, message = std::move(message)] {
+             if (process->attached && process->stream == stream) OnMessage(process, message);
+           });
 }
 
 void SimCluster::SendFailed(const ProcessPtr& process, Epoch epoch, absl::Status why) {

@@ -12,7 +12,7 @@
 namespace polyreme::sim {
 
 struct SimCluster::ToRank {
-  enum class Kind : uint8_t { kStart, kPlan, kEndEpoch };
+  enum class Kind : uint8_t { kStart, kPlan, kEndEpoch, kStreamEnded };
   Kind kind = Kind::kStart;
   Epoch epoch;
   std::string bytes = {};  // kPlan
@@ -37,9 +37,14 @@ struct SimCluster::Process {
   bool alive = true;
   bool hung = false;      // runs nothing; what comes in waits
   bool leaving = false;   // an epoch; what comes in waits
-  bool attached = false;  // its stream is open
+  bool attached = false;  // its stream is open, as the coordinator knows it
+  bool adrift = false;    // its stream is over, as the process itself knows it
+  bool dark = false;      // nothing comes through that stream any more
+  int64_t stream = 0;     // what was sent on one before it is lost
+  bool loading = false;
   bool loaded = false;
   Epoch epoch{0};         // that it was last started in
+  Epoch known_epoch{0};   // the highest that it has heard of
   bool starting = false;  // meets the others
   bool serves = false;    // steps of that epoch
   Shard shard;

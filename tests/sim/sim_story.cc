@@ -48,12 +48,15 @@ class Story {
   void Submit(Client& client, text::StopMatcher stops);
   void Refuse(Client& client);
   void ScheduleRead(Client& client);
+  void ComeAgain(Client& client, absl::Duration at_most);
 
   // The engine's thread.
   void TakeMail();
   void Round();
   absl::Status Recover(const absl::Status& why);
   void End(const absl::Status& why);
+  void MakeCore(Epoch epoch);
+  void ReplaceCoordinator();
   bool IsOver() const;
   void NoteLoss();
 
@@ -71,9 +74,8 @@ class Story {
   EngineClock clock_;
   engine::Metrics metrics_;
   std::shared_ptr<engine::EngineSignals> signals_ = std::make_shared<engine::EngineSignals>();
-  const uint64_t engine_seed_;
-  engine::EngineCore core_;
-  std::mt19937_64 drawn_seeds_;  // as the core draws them
+  std::unique_ptr<engine::EngineCore> core_;  // none while there is no coordinator
+  std::mt19937_64 drawn_seeds_;               // as the core draws them
   int64_t next_sequence_ = 1;
 
   std::vector<std::unique_ptr<Client>> clients_;
@@ -83,6 +85,7 @@ class Story {
   bool over_ = false;  // the engine has ended
   int32_t idle_rounds_ = 0;
   int32_t submissions_lost_ = 0;
+  int32_t num_broken_ = 0;
 };
 
 engine::EngineOptions Story::MakeOptions(Random& random, const StoryOptions& story,
@@ -129,11 +132,8 @@ Story::Story(uint64_t seed, const StoryOptions& options)
       options_(MakeOptions(random_, options, layout_)),
       link_(MakeCluster(), loop_, random_, report_),
       clock_(loop_, options.plant == Plant::kStandsStill),
-      metrics_("sim", engine::Metrics::Names::kOwn),
-      engine_seed_(random_.Next()),
-      core_(options_, SimModel(), {link_, SimTokenizer(), clock_, metrics_, signals_},
-            engine_seed_),
-      drawn_seeds_(engine_seed_) {
+      metrics_("sim", engine::Metrics::Names::kOwn) {
+  MakeCore(Epoch{1});
   MakeClients();
   if (options.faults) MakeFaults();
 }
@@ -202,13 +202,19 @@ void Story::Arrive(Client& client) {
     return Refuse(client);
   }
   if (over_) return Refuse(client);
+  // Nobody listens.
+  if (core_ == nullptr || link_.coordinator_lost()) {
+    return ComeAgain(client, absl::Milliseconds(500));
+  }
   if (signals_->num_queued > options_.max_waiting - request.n || std::ssize(mailbox_) >= kMailbox) {
     if (client.tries_left-- <= 0) return Refuse(client);
-    loop_.After(random_.Between(absl::Milliseconds(1), absl::Milliseconds(500)),
-                [this, &client] { Arrive(client); });
-    return;
+    return ComeAgain(client, absl::Milliseconds(500));
   }
   Submit(client, *std::move(stops));
+}
+
+void Story::ComeAgain(Client& client, absl::Duration at_most) {
+  loop_.After(random_.Between(absl::Milliseconds(1), at_most), [this, &client] { Arrive(client); });
 }
 
 void Story::Submit(Client& client, text::StopMatcher stops) {
@@ -263,10 +269,10 @@ void Story::TakeMail() {
     next_sequence_ += request.n;
     if (story_.plant == Plant::kAcceptsTwice) {
       signals_->num_queued += request.n;
-      core_.Accept({request, submission.stops, submission.stream, submission.submitted});
+      core_->Accept({request, submission.stops, submission.stream, submission.submitted});
       next_sequence_ += request.n;
     }
-    core_.Accept(std::move(submission));
+    core_->Accept(std::move(submission));
   }
 }
 
@@ -274,11 +280,12 @@ void Story::TakeMail() {
 void Story::Round() {
   TakeMail();
   const absl::Time began = loop_.Now();
-  absl::Status why = core_.RunOnce();
+  absl::Status why = core_->RunOnce();
   if (why.ok()) CheckRound(began);
-  if (!why.ok() && !report_.failed()) why = Recover(why);
+  if (!why.ok() && !report_.failed() && !link_.coordinator_lost()) why = Recover(why);
+  if (link_.coordinator_lost()) return;
   if (!why.ok()) return End(why);
-  if (core_.idle()) {
+  if (core_->idle()) {
     const absl::Time until = loop_.Now() + limits::kEngineIdle;
     while (mailbox_.empty() && loop_.RunNext(until)) {
     }
@@ -290,8 +297,8 @@ void Story::Round() {
 absl::Status Story::Recover(const absl::Status& why) {
   ASSIGN_OR_RETURN(const Epoch epoch, link_.Recover(why));
   NoteLoss();
-  if (story_.plant != Plant::kSkipsNoteLoss) core_.NoteLoss(why);
-  if (story_.plant != Plant::kSkipsRewind) core_.Rewind(epoch);
+  if (story_.plant != Plant::kSkipsNoteLoss) core_->NoteLoss(why);
+  if (story_.plant != Plant::kSkipsRewind) core_->Rewind(epoch);
   return absl::OkStatus();
 }
 
@@ -303,11 +310,45 @@ void Story::NoteLoss() {
   }
 }
 
+void Story::MakeCore(Epoch epoch) {
+  engine::EngineOptions options = options_;
+  options.epoch = epoch;
+  const uint64_t seed = random_.Next();
+  core_ = std::make_unique<engine::EngineCore>(
+      options, SimModel(),
+      engine::EngineCore::Parts{link_, SimTokenizer(), clock_, metrics_, signals_}, seed);
+  drawn_seeds_.seed(seed);
+  next_sequence_ = 1;
+}
+
+// All that the coordinator knew is gone, and who was served has lost his connection; most of them
+// ask again. Its agent starts another.
+void Story::ReplaceCoordinator() {
+  core_.reset();
+  mailbox_.clear();
+  signals_ = std::make_shared<engine::EngineSignals>();
+  for (const auto& client : clients_) {
+    if (!client->submitted() || client->ended()) continue;
+    ++num_broken_;
+    client->Break();
+    if (client->cancelled() || random_.OneIn(8)) {
+      client->Refused();
+      continue;
+    }
+    ++arrivals_left_;
+    ComeAgain(*client, absl::Seconds(3));
+  }
+  loop_.RunUntil(loop_.Now() + random_.Between(absl::Milliseconds(20), absl::Seconds(5)));
+  const absl::StatusOr<Epoch> epoch = link_.TakeOver();
+  if (epoch.ok()) return MakeCore(*epoch);
+  if (!link_.coordinator_lost()) End(epoch.status());
+}
+
 void Story::End(const absl::Status& why) {
   over_ = true;
   report_.Trace("the engine ends: {}", Message(why));
   const absl::Status reason = Unavailable("the cluster failed: {}", Message(why));
-  core_.CloseAll(reason);
+  if (core_ != nullptr) core_->CloseAll(reason);
   for (auto& [client, submission] : mailbox_) {
     signals_->num_queued -= client->request().n;
     submission.stream->Close(reason);
@@ -316,11 +357,11 @@ void Story::End(const absl::Status& why) {
 }
 
 void Story::CheckRound(absl::Time began) {
-  const int32_t num_used = options_.limits.num_blocks - core_.num_free_blocks();
+  const int32_t num_used = options_.limits.num_blocks - core_->num_free_blocks();
   if (num_used > link_.NumBlocksHeld()) {
     report_.Fail("{} blocks are taken, and {} in anybody's hands", num_used, link_.NumBlocksHeld());
   }
-  if (core_.num_running() == 0 && num_used > 0) {
+  if (core_->num_running() == 0 && num_used > 0) {
     report_.Fail("nobody runs, and {} blocks are taken", num_used);
   }
   for (const auto& client : clients_) {
@@ -331,14 +372,14 @@ void Story::CheckRound(absl::Time began) {
                    client->number());
     }
   }
-  const bool stuck = core_.idle() && core_.num_requests() > 0;
+  const bool stuck = core_->idle() && core_->num_requests() > 0;
   idle_rounds_ = stuck ? idle_rounds_ + 1 : 0;
-  if (idle_rounds_ > 3) report_.Fail("{} requests wait, and nothing runs", core_.num_requests());
+  if (idle_rounds_ > 3) report_.Fail("{} requests wait, and nothing runs", core_->num_requests());
 }
 
 bool Story::IsOver() const {
-  if (arrivals_left_ > 0) return false;
-  return over_ || (mailbox_.empty() && core_.num_requests() == 0 && core_.idle());
+  if (arrivals_left_ > 0 || (core_ == nullptr && !over_)) return false;
+  return over_ || (mailbox_.empty() && core_->num_requests() == 0 && core_->idle());
 }
 
 StoryEnd Story::Run() {
@@ -346,11 +387,13 @@ StoryEnd Story::Run() {
   for (int64_t rounds = 0; !IsOver() && !report_.failed(); ++rounds) {
     if (loop_.Now() > latest || rounds > kMostRounds) {
       report_.Fail("no end in sight after {} rounds, {} requests are left", rounds,
-                   core_.num_requests());
+                   core_ != nullptr ? core_->num_requests() : 0);
       break;
     }
     if (over_) {
       if (!loop_.RunNext(latest)) break;
+    } else if (link_.coordinator_lost()) {
+      ReplaceCoordinator();
     } else {
       Round();
     }
@@ -370,11 +413,12 @@ void Story::CheckEnd() {
   }
   if (signals_->num_queued != 0)
     report_.Fail("{} sequences queued for ever", signals_->num_queued.load());
-  const int32_t num_taken = options_.limits.num_blocks - core_.num_free_blocks();
+  if (core_ == nullptr) return;
+  const int32_t num_taken = options_.limits.num_blocks - core_->num_free_blocks();
   if (num_taken != 0) report_.Fail("{} blocks are lost", num_taken);
-  if (core_.num_requests() + core_.num_running() + core_.num_waiting() != 0) {
-    report_.Fail("{} requests, {} running, {} waiting are left", core_.num_requests(),
-                 core_.num_running(), core_.num_waiting());
+  if (core_->num_requests() + core_->num_running() + core_->num_waiting() != 0) {
+    report_.Fail("{} requests, {} running, {} waiting are left", core_->num_requests(),
+                 core_->num_running(), core_->num_waiting());
   }
 }
 
@@ -385,6 +429,8 @@ StoryEnd Story::Summary() const {
   end.digest = link_.digest();
   end.num_steps = link_.num_steps();
   end.num_losses = link_.num_losses();
+  end.num_takeovers = link_.num_takeovers();
+  end.num_broken = num_broken_;
   end.num_preemptions = link_.num_preemptions();
   end.num_reused = link_.num_reused();
   end.num_events = loop_.num_run();
@@ -407,6 +453,7 @@ StoryEnd Story::Summary() const {
 StoryEnd& StoryEnd::operator+=(const StoryEnd& other) {
   num_steps += other.num_steps;
   num_losses += other.num_losses;
+  num_takeovers += other.num_takeovers;
   num_preemptions += other.num_preemptions;
   num_reused += other.num_reused;
   num_events += other.num_events;
@@ -416,6 +463,7 @@ StoryEnd& StoryEnd::operator+=(const StoryEnd& other) {
   num_slow += other.num_slow;
   num_quarantined += other.num_quarantined;
   num_unavailable += other.num_unavailable;
+  num_broken += other.num_broken;
   return *this;
 }
 

@@ -32,6 +32,7 @@ struct StoryEnd {
   uint64_t digest = 0;  // of all plans
   int64_t num_steps = 0;
   int64_t num_losses = 0;
+  int64_t num_takeovers = 0;  // of coordinators, by the next
   int64_t num_preemptions = 0;
   int64_t num_reused = 0;  // slots that began behind cached blocks
   int64_t num_events = 0;
@@ -41,6 +42,7 @@ struct StoryEnd {
   int32_t num_slow = 0;
   int32_t num_quarantined = 0;
   int32_t num_unavailable = 0;
+  int32_t num_broken = 0;  // connections, with a coordinator; most clients come again
   std::map<int32_t, std::vector<ChoiceText>> outputs;  // by client, of those that got all
 
   StoryEnd& operator+=(const StoryEnd& other);  // the counts
