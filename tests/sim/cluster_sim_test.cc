@@ -77,10 +77,9 @@ void RunSeeds(const std::vector<uint64_t>& seeds) {
     if (testing::Test::HasFailure()) return;
   }
   fmt::print(
-      "{} seeds: {} steps, {} losses, {} takeovers, {} preemptions, {} prefixes reused; requests: "
-      "{} "
-      "complete, {} cancelled, {} out of time, {} too slow, {} quarantined, {} ended with the "
-      "cluster, {} broken with the coordinator\n",
+      "{} seeds: {} steps, {} losses, {} takeovers, {} preemptions, {} prefixes reused; "
+      "requests: {} complete, {} cancelled, {} out of time, {} too slow, {} quarantined, {} ended "
+      "with the cluster, {} broken with the coordinator\n",
       seeds.size(), sum.num_steps, sum.num_losses, sum.num_takeovers, sum.num_preemptions,
       sum.num_reused, sum.num_ok, sum.num_cancelled, sum.num_late, sum.num_slow,
       sum.num_quarantined, sum.num_unavailable, sum.num_broken);
