@@ -1,10 +1,22 @@
 #include "coordinator/api/http_loop.h"
 
+#include <sys/prctl.h>
+
 #include <boost/asio/post.hpp>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
+namespace {
+
+constexpr absl::Duration kQuestionInterval = absl::Seconds(1);
+
+}  // namespace
+
+Loop::Loop()
+    : guard_(boost::asio::make_work_guard(context_)),
+      question_(MakeErrand([this] { is_asked_ = false; }, [] {})) {}
 
 void Loop::Give(std::shared_ptr<Errand> errand) noexcept {
   const std::lock_guard lock(mutex_);
@@ -32,7 +44,18 @@ void Loop::RunErrands() {
 }
 
 void Loop::Run() {
+  prctl(PR_SET_NAME, "http");  // in top -H
   EndIfOutOfMemory("an I/O thread", [this] { context_.run(); });
+}
+
+absl::Duration Loop::Stillness() {
+  const absl::Time now = MonotonicNow();
+  if (is_asked_) return now - asked_at_;
+  if (now - asked_at_ < kQuestionInterval) return absl::ZeroDuration();
+  asked_at_ = now;
+  is_asked_ = true;
+  Give(question_);
+  return absl::ZeroDuration();
 }
 
 void Loop::End() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "coordinator/api/errand.h"
 
 namespace polyreme::api {
@@ -67,13 +69,16 @@ class HandlerIn {
 // Outlives its connections, which share it; errands given after End are dropped.
 class Loop {
  public:
-  Loop() : guard_(boost::asio::make_work_guard(context_)) {}
+  Loop();
 
   // Runs it on the loop's thread, behind those given before. Any thread.
   void Give(std::shared_ptr<Errand> errand) noexcept;
   void Run();
   // Run returns once what is queued and outstanding is done.
   void End();
+  // For how long the thread has not come round to what it was asked here: once a second, whether it
+  // comes round. For one thread, before End.
+  absl::Duration Stillness();
 
   boost::asio::io_context& context() { return context_; }
   std::unordered_set<Connection*>& connections() { return connections_; }
@@ -89,6 +94,9 @@ class Loop {
   ErrandQueue errands_;    // guarded by mutex_, and so on
   bool is_woken_ = false;  // RunErrands is on its way
   bool ended_ = false;
+  std::atomic<bool> is_asked_ = false;
+  absl::Time asked_at_ = absl::InfinitePast();
+  const std::shared_ptr<Errand> question_;
 };
 
 }  // namespace polyreme::api

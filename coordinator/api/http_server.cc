@@ -1,5 +1,6 @@
 #include "coordinator/api/http_server.h"
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -36,6 +37,11 @@ class HttpServer::Impl {
   void Drain() { shared_->draining = true; }
   void Stop(absl::Time deadline);
   int32_t bound_port() const { return bound_port_; }
+  absl::Duration Stillness() const {
+    absl::Duration worst;
+    for (const std::shared_ptr<Loop>& loop : loops_) worst = std::max(worst, loop->Stillness());
+    return worst;
+  }
 
  private:
   void Accept();
@@ -181,6 +187,9 @@ HttpServer::~HttpServer() {
 }
 int32_t HttpServer::bound_port() const {
   return impl_->bound_port();
+}
+absl::Duration HttpServer::Stillness() const {
+  return impl_->Stillness();
 }
 void HttpServer::Drain() {
   impl_->Drain();

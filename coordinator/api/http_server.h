@@ -90,6 +90,9 @@ class HttpServer {
   ~HttpServer();  // as Stop without patience
 
   int32_t bound_port() const;
+  // For how long the I/O thread that is worst off has not come round: it should within limits'
+  // kIoTurnPatience. For one thread, before Stop.
+  absl::Duration Stillness() const;
   // From now on each answer is the last one of its connection, and says so. Any thread.
   void Drain();
   // Accepts no more, closes idle connections, lets answers end until `deadline`, then cuts what is

@@ -66,6 +66,7 @@ class PublicServer::Impl {
     if (http_ != nullptr) http_->Stop(deadline);
   }
 
+  absl::Duration Stillness() const { return http_->Stillness(); }
   int32_t http_port() const { return http_->bound_port(); }
   int32_t grpc_port() const { return grpc_ == nullptr ? 0 : grpc_->bound_port(); }
 
@@ -94,6 +95,9 @@ int32_t PublicServer::bound_port() const {
 }
 int32_t PublicServer::bound_grpc_port() const {
   return impl_->grpc_port();
+}
+absl::Duration PublicServer::Stillness() const {
+  return impl_->Stillness();
 }
 void PublicServer::Drain() {
   impl_->Drain();

@@ -49,6 +49,8 @@ class PublicServer {
 
   int32_t bound_port() const;
   int32_t bound_grpc_port() const;  // 0 without gRPC
+  // As HttpServer has it.
+  absl::Duration Stillness() const;
   // Still answers, but asks clients to leave: HTTP connections close behind their answer. Any
   // thread.
   void Drain();

@@ -19,6 +19,7 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/limits.h"
 #include "parallel/base/log.h"
+#include "parallel/base/out_of_memory.h"
 #include "parallel/launch/call_proof.h"
 #include "parallel/launch/rendezvous.h"
 #include "parallel/wire/codec.h"
@@ -91,11 +92,11 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
                    pb::PutReply* reply) override;
   grpc::Status Wait(grpc::ServerContext* context, const pb::WaitRequest* request,
                     pb::WaitReply* reply) override;
-  grpc::Status Attach(
-      grpc::ServerContext* context,
-      grpc::ServerReaderWriter<pb::CoordinatorMessage, pb::WorkerMessage>* stream) override;
+  using WorkerStream = grpc::ServerReaderWriter<pb::CoordinatorMessage, pb::WorkerMessage>;
+  grpc::Status Attach(grpc::ServerContext* context, WorkerStream* stream) override;
 
  private:
+  grpc::Status ServeStream(const grpc::ServerContext& context, WorkerStream& stream);
   absl::Status CheckProof(const grpc::ServerContext& context, std::string_view method);
   absl::Status CheckKey(std::string_view key) const;
   // A worker that was with another incarnation, and in which epochs.
@@ -225,12 +226,16 @@ grpc::Status Cluster::Impl::Wait(grpc::ServerContext* context, const pb::WaitReq
   return grpc::Status::OK;
 }
 
-grpc::Status Cluster::Impl::Attach(
-    grpc::ServerContext* context,
-    grpc::ServerReaderWriter<pb::CoordinatorMessage, pb::WorkerMessage>* stream) {
-  if (absl::Status s = CheckProof(*context, "Attach"); !s.ok()) return ToGrpc(s);
+grpc::Status Cluster::Impl::Attach(grpc::ServerContext* context, WorkerStream* stream) {
+  grpc::Status status;
+  RunOnReserve("a worker's stream", [&] { status = ServeStream(*context, *stream); });
+  return status;
+}
+
+grpc::Status Cluster::Impl::ServeStream(const grpc::ServerContext& context, WorkerStream& stream) {
+  if (absl::Status s = CheckProof(context, "Attach"); !s.ok()) return ToGrpc(s);
   pb::WorkerMessage message;
-  if (!stream->Read(&message) || !message.has_attach_rank()) {
+  if (!stream.Read(&message) || !message.has_attach_rank()) {
     return ToGrpc(InvalidArgument("the first message of a stream must name its rank"));
   }
   const int32_t rank = message.attach_rank();
@@ -242,12 +247,12 @@ grpc::Status Cluster::Impl::Attach(
   }
   // One writer, one reader: a stream takes one write at a time.
   std::thread writer([&] {
-    for (;;) {
+    RunOnReserve("the writer of a worker's stream", [&] {
       absl::StatusOr<pb::CoordinatorMessage> next = outbox->Pop(absl::InfiniteFuture());
-      if (!next.ok() || !stream->Write(*next)) return;
-    }
+      while (next.ok() && stream.Write(*next)) next = outbox->Pop(absl::InfiniteFuture());
+    });
   });
-  while (stream->Read(&message)) OnMessage(rank, message);
+  while (stream.Read(&message)) OnMessage(rank, message);
   {
     const std::lock_guard lock(mutex_);
     outboxes_.erase(rank);

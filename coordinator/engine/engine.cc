@@ -197,9 +197,7 @@ class Engine::Impl {
   }
 
   void Run() {
-    // A step serves everybody: what it lacks is nobody's own failure.
-    const MemoryReserve::Access access(true);
-    EndIfOutOfMemory("the engine thread", [this] {
+    RunOnReserve("the engine thread", [this] {
       absl::Status why;
       while (why.ok()) why = RoundOrStartOver();
       End(why);

@@ -242,10 +242,18 @@ void LogReady(const ServeConfig& config, const engine::Cluster& cluster, bool ex
           config.max_num_batched_tokens);
 }
 
-std::string ComplaintOf(const engine::PulsedLink& link) {
-  if (link.Stillness() <= limits::kEngineTurnPatience) return "";
-  return fmt::format("the engine thread has not come round for {}",
-                     absl::FormatDuration(link.Stillness()));
+// What stands still behind a heart that beats.
+std::string ComplaintOf(const engine::PulsedLink& link, const api::PublicServer& server) {
+  const auto complaint = [](const char* thread, absl::Duration stillness) {
+    return fmt::format("{} has not come round for {}", thread, absl::FormatDuration(stillness));
+  };
+  if (const absl::Duration engine = link.Stillness(); engine > limits::kEngineTurnPatience) {
+    return complaint("the engine thread", engine);
+  }
+  if (const absl::Duration io = server.Stillness(); io > limits::kIoTurnPatience) {
+    return complaint("an I/O thread of the HTTP server", io);
+  }
+  return "";
 }
 
 // Serves until the engine fails or a signal comes; the failure, or ok after a drain.
@@ -301,14 +309,14 @@ absl::Status ServeUntilStopped(const ServeConfig& config, const ModelFiles& file
               ? ""
               : fmt::format(" and grpc://{}:{}", config.host, server->bound_grpc_port()));
   heart.SetServing();
-  heart.SetComplaint([&pulse] { return ComplaintOf(pulse); });
+  heart.SetComplaint([&pulse, &server] { return ComplaintOf(pulse, *server); });
 
   absl::Status failure;
   while (stop_requested == 0 && failure.ok()) {
     failure = engine.WaitUntilFailed(MonotonicNow() + kLook);
     if (failure.ok()) failure = cluster.failure();
   }
-  heart.SetComplaint(nullptr);  // its thread ends
+  heart.SetComplaint(nullptr);  // their threads end
   // Workers first: their collectives wait for the lost one until they are told.
   if (!failure.ok()) cluster.Stop(failure, MonotonicNow() + kStopPatience);
   if (failure.ok()) {

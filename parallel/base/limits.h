@@ -118,6 +118,8 @@ inline constexpr absl::Duration kEngineProgressPatience =
     absl::Seconds(30);  // without a commit, health says no
 inline constexpr absl::Duration kEngineTurnPatience =
     absl::Seconds(4);  // for its thread to come round; then the coordinator's heart stops
+inline constexpr absl::Duration kIoTurnPatience =
+    absl::Seconds(10);  // for an I/O thread of the HTTP server; then it stops too
 inline constexpr absl::Duration kEngineStopPatience =
     absl::Seconds(5);  // then a hanging step is aborted
 

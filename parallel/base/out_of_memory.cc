@@ -50,4 +50,8 @@ MemoryReserve::Access::~Access() {
   may_draw_on_reserve = before_;
 }
 
+bool MemoryReserve::Access::may_draw() noexcept {
+  return may_draw_on_reserve;
+}
+
 }  // namespace polyreme

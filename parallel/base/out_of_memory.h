@@ -57,6 +57,8 @@ class MemoryReserve {
    public:
     explicit Access(bool may_draw) noexcept;
     ~Access();
+    // Whether the calling thread may draw.
+    static bool may_draw() noexcept;
     Access(const Access&) = delete;
     Access& operator=(const Access&) = delete;
 
@@ -64,5 +66,12 @@ class MemoryReserve {
     const bool before_;
   };
 };
+
+// The outermost call of a thread that serves everybody: what it lacks is nobody's own failure.
+template <class Work>
+void RunOnReserve(const char* thread, Work&& work) {
+  const MemoryReserve::Access access(true);
+  EndIfOutOfMemory(thread, std::forward<Work>(work));
+}
 
 }  // namespace polyreme

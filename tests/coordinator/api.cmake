@@ -6,6 +6,6 @@ polyreme_test(coordinator_api_test
   LABELS threads)
 # Replaces operator new.
 polyreme_test(coordinator_out_of_memory_test
-  SOURCES api/failing_allocation.cc api/out_of_memory_test.cc api/raw_client.cc
-  DEPS polyreme_api polyreme_scheduler_harness
+  SOURCES api/failing_allocation.cc api/out_of_memory_test.cc api/raw_client.cc stream_out_of_memory_test.cc
+  DEPS polyreme_api polyreme_cluster polyreme_worker polyreme_scheduler_harness
   LABELS threads)

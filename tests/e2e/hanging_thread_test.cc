@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/coordinator/api/raw_client.h"
 #include "tests/e2e/launched_cluster.h"
 #include "tests/e2e/stories.h"
 
@@ -76,6 +77,23 @@ TEST_F(HangingThread, AnIdleEngineThatHangsIsFoundToo) {
     return cluster_.program->Count("ready: serving") == 2;
   })) << cluster_.program->output();
   EXPECT_EQ(Tell(cluster_), want_) << cluster_.program->output();
+  EXPECT_EQ(cluster_.Stop(), 0) << cluster_.program->output();
+}
+
+TEST_F(HangingThread, ACoordinatorThatHearsNobodyIsReplaced) {
+  ASSERT_NO_FATAL_FAILURE(Start("http", {"-tp", "2"}));
+  PlantHang();
+  api::RawClient unheard(cluster_.port);
+  unheard.Send(api::Get("/health"));
+  WaitUntilItHangs();
+  EXPECT_TRUE(cluster_.program->WaitForLine("an I/O thread of the HTTP server has not come round",
+                                            absl::Seconds(30)))
+      << cluster_.program->output();
+  EXPECT_TRUE(WaitUntil(absl::Seconds(60), [&] {
+    return cluster_.program->Count("ready: serving") == 2;
+  })) << cluster_.program->output();
+  EXPECT_EQ(Tell(cluster_), want_) << cluster_.program->output();
+  EXPECT_EQ(cluster_.program->Count("weights: "), 2) << "the workers keep theirs";
   EXPECT_EQ(cluster_.Stop(), 0) << cluster_.program->output();
 }
 

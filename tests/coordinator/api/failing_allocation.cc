@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "parallel/base/status.h"
+#include "parallel/base/out_of_memory.h"
 
 namespace polyreme::api {
 namespace {
@@ -17,6 +17,7 @@ namespace {
 constexpr size_t kMaxSpared = 16;
 
 std::atomic<bool> armed{false};
+std::atomic<Threads> threads_to_fail{Threads::kAll};
 std::atomic<int64_t> countdown{0};
 std::atomic<int64_t> count_to_fail{0};
 std::atomic<bool> has_struck{false};
@@ -34,6 +35,9 @@ bool IsSpared() {
 
 bool IsToFail() {
   if (!armed.load() || IsSpared()) return false;
+  if (threads_to_fail.load() == Threads::kOnReserve && !MemoryReserve::Access::may_draw()) {
+    return false;
+  }
   const int64_t left = countdown.fetch_sub(1);
   if (left > 0 || left <= -count_to_fail.load()) return false;
   num_frames = backtrace(frames.data(), static_cast<int>(frames.size()));
@@ -67,7 +71,8 @@ SparedThread::~SparedThread() {
   if (is_outermost_) spared_threads[place_] = pthread_t{};
 }
 
-void FailAllocation(int64_t n, int64_t count) {
+void FailAllocation(int64_t n, int64_t count, Threads threads) {
+  threads_to_fail = threads;
   countdown = n;
   count_to_fail = count;
   has_struck = false;

@@ -21,8 +21,11 @@ class SparedThread {
   size_t place_ = 0;
 };
 
-// After the next `n` allocations of all other threads, `count` fail.
-void FailAllocation(int64_t n, int64_t count = 1);
+enum class Threads : uint8_t { kAll, kOnReserve };
+
+// After the next `n` allocations of all other threads, or of those that may draw on the memory
+// reserve, `count` fail.
+void FailAllocation(int64_t n, int64_t count = 1, Threads threads = Threads::kAll);
 // None fails any more. Whether one has.
 bool FailNoAllocation();
 // Where the last one failed: return addresses of the program, for addr2line.

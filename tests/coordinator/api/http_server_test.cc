@@ -5,6 +5,7 @@
 #include <future>
 #include <string>
 
+#include "absl/time/clock.h"
 #include "parallel/base/bounded_queue.h"
 #include "parallel/base/clock.h"
 #include "tests/coordinator/api/raw_client.h"
@@ -69,6 +70,28 @@ TEST_F(HttpServerTest, AnswersRequestsOfOneConnectionInTurn) {
     EXPECT_EQ(response->Header("connection"), "keep-alive");
     EXPECT_EQ(response->Header("x-request-id"), "id-1");
   }
+}
+
+TEST_F(HttpServerTest, KnowsOfAThreadThatDoesNotComeRound) {
+  Start();
+  EXPECT_EQ(server_->Stillness(), absl::ZeroDuration());
+  RawClient client(port_);
+  client.Send(Get("/a"));
+  Arrived a = Next();
+  std::promise<void> ends;
+  a.responder->Post([&] { ends.get_future().wait(); });
+  const absl::Time deadline = Soon();
+  while (server_->Stillness() < absl::Milliseconds(50) && MonotonicNow() < deadline) {
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  EXPECT_GE(server_->Stillness(), absl::Milliseconds(50));
+  ends.set_value();
+  while (server_->Stillness() > absl::ZeroDuration() && MonotonicNow() < deadline) {
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  EXPECT_EQ(server_->Stillness(), absl::ZeroDuration());
+  a.responder->Send({.body = "yes"});
+  EXPECT_TRUE(client.Read().has_value());
 }
 
 TEST_F(HttpServerTest, AnswersPipelinedRequestsInOrder) {
