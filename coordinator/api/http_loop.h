@@ -94,8 +94,9 @@ class Loop {
   ErrandQueue errands_;    // guarded by mutex_, and so on
   bool is_woken_ = false;  // RunErrands is on its way
   bool ended_ = false;
-  std::atomic<bool> is_asked_ = false;
-  absl::Time asked_at_ = absl::InfinitePast();
+  // Of Stillness, without the lock.
+  std::atomic<bool> is_asked_ = false;          // and has not come round to it
+  absl::Time asked_at_ = absl::InfinitePast();  // touched on the asking thread only
   const std::shared_ptr<Errand> question_;
 };
 

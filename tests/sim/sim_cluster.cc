@@ -305,9 +305,7 @@ void SimCluster::KillCoordinator() {
     if (process->dark) continue;
     const absl::Time noticed =
         loop_.Now() + random_.Between(absl::ZeroDuration(), absl::Milliseconds(400));
-    loop_.At(std::max(process->last_down, noticed), [this, process, stream = process->stream] {
-      if (process->stream == stream) Deliver(process, {ToRank::Kind::kStreamEnded, {}});
-    });
+    TellOfStreamEnd(process, std::max(process->last_down, noticed));
   }
 }
 

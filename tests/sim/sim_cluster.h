@@ -109,6 +109,7 @@ class SimCluster final : public engine::WorkerLink {
   void WakeUp(const ProcessPtr& process);
   void OnStreamClosed(const ProcessPtr& process);
   void Darken(const ProcessPtr& process);
+  void TellOfStreamEnd(const ProcessPtr& process, absl::Time time);
   void KillCoordinator();
 
   // Messages.

@@ -188,7 +188,12 @@ void SimCluster::Darken(const ProcessPtr& process) {
   loop_.After(random_.Between(kDarkLeast, kDarkMost), [this, process, stream = process->stream] {
     if (process->stream == stream) OnStreamClosed(process);
   });
-  loop_.After(random_.Between(kDarkLeast, kDarkMost), [this, process, stream = process->stream] {
+  TellOfStreamEnd(process, loop_.Now() + random_.Between(kDarkLeast, kDarkMost));
+}
+
+// Unless it has another stream by then.
+void SimCluster::TellOfStreamEnd(const ProcessPtr& process, absl::Time time) {
+  loop_.At(time, [this, process, stream = process->stream] {
     if (process->stream == stream) Deliver(process, {ToRank::Kind::kStreamEnded, {}});
   });
 }
