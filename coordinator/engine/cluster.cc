@@ -53,7 +53,7 @@ class Cluster::Impl final : public pb::Cluster::Service, public WorkerLink {
         guard_(options.job_token),
         peers_(PeerIdentity{0, options.topology.world_size(), "", 0, options.build_id,
                             options.settings, options.checkpoint, ""},
-               options.allow_shared_device),
+               options.allow_shared_device, options.incarnation),
         results_(options.topology.world_size(), options.epoch),
         epoch_(options.epoch.value),
         restarts_(options.losses) {
@@ -172,15 +172,16 @@ grpc::Status Cluster::Impl::Join(grpc::ServerContext* context, const pb::JoinReq
                               request->pid(),        request->build_id(),   request->config(),
                               request->checkpoint(), request->device()};
   if (absl::Status s = NoteKnown(*request); !s.ok()) return ToGrpc(s);
-  absl::Status joined = peers_.Join(identity);
-  if (absl::IsAlreadyExists(joined) && peers_.has_served()) {
+  absl::StatusOr<int64_t> ticket = peers_.Join(identity);
+  if (absl::IsAlreadyExists(ticket.status()) && peers_.has_served()) {
     // Its agent may know of the former process's end before its stream here does.
     peers_.WaitUntilAbsent(identity.rank, MonotonicNow() + kReplacedPeerPatience);
-    joined = peers_.Join(identity);
+    ticket = peers_.Join(identity);
   }
-  if (!joined.ok()) return ToGrpc(joined);
+  if (!ticket.ok()) return ToGrpc(ticket.status());
   reply->set_epoch(epoch().value);
   reply->set_incarnation(options_.incarnation);
+  reply->set_ticket(*ticket);
   reply->set_proof(launch::AnswerChallenge(options_.job_token, request->challenge()));
   return grpc::Status::OK;
 }
@@ -235,11 +236,11 @@ grpc::Status Cluster::Impl::Attach(grpc::ServerContext* context, WorkerStream* s
 grpc::Status Cluster::Impl::ServeStream(const grpc::ServerContext& context, WorkerStream& stream) {
   if (absl::Status s = CheckProof(context, "Attach"); !s.ok()) return ToGrpc(s);
   pb::WorkerMessage message;
-  if (!stream.Read(&message) || !message.has_attach_rank()) {
+  if (!stream.Read(&message) || !message.has_attach()) {
     return ToGrpc(InvalidArgument("the first message of a stream must name its rank"));
   }
-  const int32_t rank = message.attach_rank();
-  if (absl::Status s = peers_.Attach(rank); !s.ok()) return ToGrpc(s);
+  const int32_t rank = message.attach().rank();
+  if (absl::Status s = peers_.Attach(rank, message.attach().ticket()); !s.ok()) return ToGrpc(s);
   const auto outbox = std::make_shared<Outbox>(kOutboxCapacity);
   {
     const std::lock_guard lock(mutex_);

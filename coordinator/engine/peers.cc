@@ -31,8 +31,10 @@ constexpr std::string_view kDeeds[] = {"come", "join", "attach", "load its weigh
 
 }  // namespace
 
-Peers::Peers(PeerIdentity expected, bool allow_shared_device)
-    : expected_(std::move(expected)), allow_shared_device_(allow_shared_device) {
+Peers::Peers(PeerIdentity expected, bool allow_shared_device, int64_t incarnation)
+    : expected_(std::move(expected)),
+      allow_shared_device_(allow_shared_device),
+      last_ticket_(incarnation << 32) {
   CHECK(expected_.world_size > 0);
   peers_.resize(static_cast<size_t>(expected_.world_size));
 }
@@ -79,7 +81,7 @@ absl::Status Peers::Check(const PeerIdentity& peer) const {
   return absl::OkStatus();
 }
 
-absl::Status Peers::Join(const PeerIdentity& peer) {
+absl::StatusOr<int64_t> Peers::Join(const PeerIdentity& peer) {
   const std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
   if (absl::Status status = Check(peer); !status.ok()) {
@@ -92,17 +94,23 @@ absl::Status Peers::Join(const PeerIdentity& peer) {
   Peer& known = peers_[static_cast<size_t>(peer.rank)];
   known.identity = peer;
   known.phase = Phase::kJoined;
+  known.ticket = ++last_ticket_;
   changed_.notify_all();
-  return absl::OkStatus();
+  return known.ticket;
 }
 
-absl::Status Peers::Attach(int32_t rank) {
+absl::Status Peers::Attach(int32_t rank, int64_t ticket) {
   const std::lock_guard lock(mutex_);
   if (rank < 0 || rank >= std::ssize(peers_) ||
       peers_[static_cast<size_t>(rank)].phase != Phase::kJoined) {
     return FailedPrecondition("rank {} has not joined, or has a stream already", rank);
   }
-  peers_[static_cast<size_t>(rank)].phase = Phase::kAttached;
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (peer.ticket != ticket) {
+    return FailedPrecondition("rank {} attaches with ticket {:#x}, and joined last with {:#x}",
+                              rank, ticket, peer.ticket);
+  }
+  peer.phase = Phase::kAttached;
   changed_.notify_all();
   return absl::OkStatus();
 }

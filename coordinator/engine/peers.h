@@ -50,6 +50,7 @@ class Peers {
   struct Peer {
     PeerIdentity identity;
     Phase phase = Phase::kAbsent;
+    int64_t ticket = 0;  // of the process that joined last
     int64_t bytes_done = 0;
     int64_t bytes_total = 0;
     int64_t kv_bytes_per_block = 0;
@@ -59,15 +60,18 @@ class Peers {
   };
 
   // expected: what every rank must be like; its rank and host are the coordinator's.
-  // allow_shared_device: several ranks may be on one.
-  explicit Peers(PeerIdentity expected, bool allow_shared_device = false);
+  // allow_shared_device: several ranks may be on one. incarnation: of the coordinator; no two share
+  // a ticket.
+  explicit Peers(PeerIdentity expected, bool allow_shared_device = false, int64_t incarnation = 1);
 
   // Whether the rank may take part. An error is kept as the cluster's failure: one wrong rank ends
   // the launch, named by rank and host. Once all have served, it is not kept, and a rank that
   // joined and never attached gives way to the next that comes.
-  absl::Status Join(const PeerIdentity& peer);
-  // FailedPrecondition when the rank has not joined, or has attached already.
-  absl::Status Attach(int32_t rank);
+  // The ticket to attach with.
+  absl::StatusOr<int64_t> Join(const PeerIdentity& peer);
+  // FailedPrecondition when the rank has not joined, or has attached already, or when the ticket is
+  // that of a process which gave way: its stream may come after its end.
+  absl::Status Attach(int32_t rank, int64_t ticket);
   void SetProgress(int32_t rank, int64_t bytes_done, int64_t bytes_total);
   void SetLoaded(int32_t rank, int64_t weight_bytes, int64_t kv_bytes_per_block,
                  int64_t kv_bytes_budget, int32_t num_blocks_held = 0);
@@ -110,6 +114,7 @@ class Peers {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::vector<Peer> peers_;  // guarded by mutex_
+  int64_t last_ticket_;      // guarded by mutex_
   absl::Status failure_;     // guarded by mutex_; for good
   absl::Status loss_;        // guarded by mutex_; of this epoch
   bool has_served_ = false;  // guarded by mutex_

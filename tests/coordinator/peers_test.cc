@@ -23,11 +23,18 @@ PeerIdentity RankOn(int32_t rank, const std::string& device) {
           .device = device};
 }
 
+void Enter(Peers& peers, const PeerIdentity& identity) {
+  const absl::StatusOr<int64_t> ticket = peers.Join(identity);
+  ASSERT_TRUE(ticket.ok()) << ticket.status();
+  const absl::Status attached = peers.Attach(identity.rank, *ticket);
+  ASSERT_TRUE(attached.ok()) << attached;
+}
+
 TEST(Peers, TwoRanksOnOneDeviceAreNamed) {
   Peers peers(RankOn(0, ""));
   EXPECT_TRUE(peers.Join(RankOn(0, "a/0000:1b:00.0")).ok());
   EXPECT_TRUE(peers.Join(RankOn(1, "b/0000:1b:00.0")).ok());
-  const absl::Status refused = peers.Join(RankOn(2, "a/0000:1b:00.0"));
+  const absl::Status refused = peers.Join(RankOn(2, "a/0000:1b:00.0")).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(Message(refused), HasSubstr("rank 2 on host a (pid 102) computes on a/0000:1b:00.0"));
   EXPECT_THAT(Message(refused), HasSubstr("so does rank 0 (pid 100)"));
@@ -47,8 +54,7 @@ TEST(Peers, OneDeviceMayBeSharedWhereThatIsAllowedOrNoneIsNamed) {
 TEST(Peers, ALossIsOfTheEpochOnceAllHaveServedAndTheRankMayComeAgain) {
   Peers peers(RankOn(0, ""));
   for (int32_t rank = 0; rank < 3; ++rank) {
-    ASSERT_TRUE(peers.Join(RankOn(rank, "")).ok());
-    ASSERT_TRUE(peers.Attach(rank).ok());
+    Enter(peers, RankOn(rank, ""));
     peers.SetLoaded(rank, 1, 1, 1);
     peers.SetReady(rank, {});
   }
@@ -57,13 +63,12 @@ TEST(Peers, ALossIsOfTheEpochOnceAllHaveServedAndTheRankMayComeAgain) {
   EXPECT_TRUE(peers.Lose(Unavailable("rank 1 was lost")));
   EXPECT_EQ(Message(peers.WaitFor(Peers::Phase::kReady, absl::InfinitePast())), "rank 1 was lost");
   EXPECT_TRUE(peers.failure().ok());
-  EXPECT_EQ(peers.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(peers.Join(RankOn(1, "")).status().code(), absl::StatusCode::kAlreadyExists);
   peers.SetAbsent(1);
   peers.NextEpoch();
   EXPECT_TRUE(peers.loss().ok());
   peers.SetEpochEnded(1);  // of the process that is gone
-  EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
-  EXPECT_TRUE(peers.Attach(1).ok());
+  Enter(peers, RankOn(1, ""));
   peers.SetEpochEnded(0);
   peers.SetEpochEnded(2);
   EXPECT_FALSE(peers.WaitFor(Peers::Phase::kLoaded, absl::InfinitePast()).ok());
@@ -74,21 +79,36 @@ TEST(Peers, ALossIsOfTheEpochOnceAllHaveServedAndTheRankMayComeAgain) {
 TEST(Peers, ARankThatDiedBetweenJoiningAndItsStreamMayComeAgainOnceAllHaveServed) {
   Peers first(RankOn(0, ""));
   EXPECT_TRUE(first.Join(RankOn(1, "")).ok());
-  EXPECT_EQ(first.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(first.Join(RankOn(1, "")).status().code(), absl::StatusCode::kAlreadyExists);
 
   Peers peers(RankOn(0, ""));
   peers.SetServed();
   EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
-  EXPECT_TRUE(peers.Join(RankOn(1, "")).ok());
-  EXPECT_TRUE(peers.Attach(1).ok());
-  EXPECT_EQ(peers.Join(RankOn(1, "")).code(), absl::StatusCode::kAlreadyExists);
+  Enter(peers, RankOn(1, ""));
+  EXPECT_EQ(peers.Join(RankOn(1, "")).status().code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST(Peers, TheStreamOfAProcessThatGaveWayTakesNobodysPlace) {
+  Peers peers(RankOn(0, ""), /*allow_shared_device=*/false, /*incarnation=*/2);
+  peers.SetServed();
+  const int64_t before = *peers.Join(RankOn(1, ""));
+  const int64_t now = *peers.Join(RankOn(1, ""));
+  const absl::Status late = peers.Attach(1, before);
+  EXPECT_EQ(late.code(), absl::StatusCode::kFailedPrecondition) << late;
+  EXPECT_THAT(Message(late), HasSubstr("attaches with ticket 0x200000001"));
+  EXPECT_THAT(Message(late), HasSubstr("joined last with 0x200000002"));
+  EXPECT_TRUE(peers.Attach(1, now).ok());
+
+  Peers next(RankOn(0, ""), /*allow_shared_device=*/false, /*incarnation=*/3);
+  ASSERT_TRUE(next.Join(RankOn(1, "")).ok());
+  ASSERT_TRUE(next.Join(RankOn(1, "")).ok());
+  EXPECT_FALSE(next.Attach(1, now).ok()) << "of another incarnation";
 }
 
 TEST(Peers, TheNextOfSuchARankMayComputeOnTheSameDevice) {
   Peers peers(RankOn(0, ""));
   for (int32_t rank = 0; rank < 3; ++rank) {
-    ASSERT_TRUE(peers.Join(RankOn(rank, fmt::format("a/{}", rank))).ok());
-    ASSERT_TRUE(peers.Attach(rank).ok());
+    Enter(peers, RankOn(rank, fmt::format("a/{}", rank)));
   }
   peers.SetServed();
   peers.SetAbsent(1);
@@ -96,10 +116,9 @@ TEST(Peers, TheNextOfSuchARankMayComputeOnTheSameDevice) {
   next.pid = 201;
   EXPECT_TRUE(peers.Join(next).ok());
   next.pid = 202;  // the one before never attached
-  EXPECT_TRUE(peers.Join(next).ok());
-  EXPECT_TRUE(peers.Attach(1).ok());
+  Enter(peers, next);
   next.pid = 203;
-  EXPECT_EQ(peers.Join(next).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(peers.Join(next).status().code(), absl::StatusCode::kAlreadyExists);
 }
 
 step::StepResult ResultOf(StepId id, Epoch epoch) {
@@ -111,8 +130,7 @@ step::StepResult ResultOf(StepId id, Epoch epoch) {
 
 TEST(Peers, AnEpochCountsOnARankOnlyOnceItHasComeToThatEpoch) {
   Peers peers(RankOn(0, ""));
-  ASSERT_TRUE(peers.Join(RankOn(1, "")).ok());
-  ASSERT_TRUE(peers.Attach(1).ok());
+  Enter(peers, RankOn(1, ""));
   EXPECT_FALSE(peers.HasLoaded(1));
   peers.SetLoaded(1, 1, 1, 1);
   EXPECT_TRUE(peers.HasLoaded(1));

@@ -111,6 +111,38 @@ TEST(Takeover, ALossBeforeItServesIsOneMoreRecovery) {
   }
 }
 
+TEST(Takeover, AStreamThatComesAfterItsProcessWasReplacedIsRefused) {
+  const auto cluster = *Cluster::Listen(TwoShards(2, 2));
+  TalkingRank a(*cluster, Identity(0, 1, 1), 37);
+  run::ClusterClient dead(cluster->address(), kToken);
+  const auto joined = dead.Join(Identity(1, 1, 1), MonotonicNow() + kPatience);
+  ASSERT_TRUE(joined.ok()) << joined.status();
+  run::ClusterClient successor(cluster->address(), kToken);
+  const auto joined_again = successor.Join(Identity(1, 0, 0), MonotonicNow() + kPatience);
+  ASSERT_TRUE(joined_again.ok()) << joined_again.status();
+  EXPECT_TRUE(dead.Attach(Rank{1}, joined->ticket).ok());
+  std::future<absl::Status> end =
+      std::async(std::launch::async, [&] { return dead.Read().status(); });
+  EXPECT_EQ(end.wait_for(absl::ToChronoSeconds(kPatience)), std::future_status::ready);
+  dead.Finish();
+  EXPECT_EQ(end.get().code(), absl::StatusCode::kUnavailable);
+  // The place is still free, and only for the one that joined last.
+  EXPECT_TRUE(successor.Attach(Rank{1}, joined_again->ticket).ok());
+  EXPECT_TRUE(successor.SendLoaded({1, 10, 500, 0}).ok());
+  std::future<absl::Status> ready = std::async(std::launch::async, [&] {
+    const absl::Status status = cluster->WaitUntilReady();
+    if (!status.ok()) cluster->Stop(status, MonotonicNow());
+    return status;
+  });
+  const absl::StatusOr<run::Order> order = successor.Read();
+  ASSERT_TRUE(order.ok()) << order.status();
+  const auto* start = std::get_if<StartOrder>(&*order);
+  ASSERT_NE(start, nullptr);
+  EXPECT_TRUE(successor.SendReady(start->epoch, {}).ok());
+  EXPECT_EQ(a.ServeAsTold().epoch, start->epoch);
+  EXPECT_TRUE(ready.get().ok());
+}
+
 TEST(Takeover, LossesBeforeItCountToo) {
   ClusterOptions options = TwoShards(3, 2);
   options.max_restarts = 2;

@@ -28,6 +28,7 @@ enum class Plant : uint8_t {
   kAnswersForTheDead,   // an empty answer for a rank that is lost
   kKeepsOldSlots,       // in the next epoch
   kForgetsKnownEpochs,  // when a coordinator takes over
+  kTakesAnyTicket,      // of a dead process whose stream comes late
   // In the engine's driver.
   kSkipsRewind,
   kSkipsNoteLoss,
@@ -61,6 +62,7 @@ inline constexpr std::array kPlants = {
     PlantName{Plant::kAnswersForTheDead, "AnswersForTheDead"},
     PlantName{Plant::kKeepsOldSlots, "KeepsOldSlots"},
     PlantName{Plant::kForgetsKnownEpochs, "ForgetsKnownEpochs"},
+    PlantName{Plant::kTakesAnyTicket, "TakesAnyTicket"},
     PlantName{Plant::kSkipsRewind, "SkipsRewind"},
     PlantName{Plant::kSkipsNoteLoss, "SkipsNoteLoss"},
     PlantName{Plant::kLosesASubmission, "LosesASubmission"},

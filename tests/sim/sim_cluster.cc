@@ -34,9 +34,9 @@ SimCluster::SimCluster(const ClusterSettings& settings, Loop& loop, Random& rand
   for (int32_t rank = 0; rank < world; ++rank) {
     ProcessPtr& process = processes_[static_cast<size_t>(rank)];
     process = std::make_shared<Process>(rank, next_life_++, settings, random.Next());
-    CHECK(peers_->Join({rank, world, "sim", process->life, "build", "settings", "checkpoint", ""})
-              .ok());
-    CHECK(peers_->Attach(rank).ok());
+    process->ticket =
+        *peers_->Join({rank, world, "sim", process->life, "build", "settings", "checkpoint", ""});
+    CHECK(peers_->Attach(rank, process->ticket).ok());
     peers_->SetLoaded(rank, 0, 0, 0);
     peers_->SetReady(rank, {});
     process->attached = process->loaded = process->serves = true;
@@ -181,7 +181,9 @@ void SimCluster::OnResult(const ProcessPtr& process, const FromRank& message) {
 void SimCluster::OnStreamClosed(const ProcessPtr& process) {
   if (!process->attached) return;
   process->attached = false;
-  Lose(epoch_, Unavailable("rank {} was lost: its stream closed", process->rank));
+  if (peers_->HasLoaded(process->rank)) {
+    Lose(epoch_, Unavailable("rank {} was lost: its stream closed", process->rank));
+  }
   loop_.After(random_.Between(absl::ZeroDuration(), absl::Milliseconds(100)),
               [this, rank = process->rank, incarnation = incarnation_] {
                 if (incarnation == incarnation_) peers_->SetAbsent(rank);
@@ -288,7 +290,8 @@ absl::StatusOr<Epoch> SimCluster::Recover(const absl::Status& why) {
 
 void SimCluster::BeginAnew() {
   const int32_t world = settings_.layout.world_size();
-  peers_.emplace(engine::PeerIdentity{0, world, "sim", 0, "build", "settings", "checkpoint", ""});
+  peers_.emplace(engine::PeerIdentity{0, world, "sim", 0, "build", "settings", "checkpoint", ""},
+                 /*allow_shared_device=*/false, incarnation_);
   results_.emplace(world, epoch_);
 }
 

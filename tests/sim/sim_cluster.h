@@ -104,6 +104,7 @@ class SimCluster final : public engine::WorkerLink {
   void Spawn(int32_t rank);
   void TryJoin(const ProcessPtr& process, int64_t looks_left);
   void Attach(const ProcessPtr& process, int64_t incarnation);
+  void AttachAfterDeath(const ProcessPtr& process, int64_t incarnation);
   void Die(const ProcessPtr& process, const char* why);
   void Hang(const ProcessPtr& process);
   void WakeUp(const ProcessPtr& process);
@@ -177,7 +178,9 @@ class SimCluster final : public engine::WorkerLink {
   Epoch noted_epoch_{0};
   int64_t incarnation_ = 1;
   std::deque<absl::Time> restarts_;
-  std::vector<ProcessPtr> processes_;                 // by rank, the latest
+  std::vector<ProcessPtr> processes_;  // by rank, the latest
+  // By rank: of a dead process, on the way to the coordinator.
+  std::map<int32_t, std::function<void()>> late_streams_;
   std::map<int64_t, std::shared_ptr<Group>> groups_;  // by epoch
   std::vector<Fault> pending_;                        // that wait for a message to befall
   std::set<int64_t> excused_;  // epochs in which a plan was lost or doubled on the way

@@ -67,25 +67,35 @@ void SimCluster::TryJoin(const ProcessPtr& process, int64_t looks_left) {
     loop_.After(absl::Milliseconds(100), [=, this] { TryJoin(process, looks_left); });
     return;
   }
-  const absl::Status joined = peers_->Join({process->rank, settings_.layout.world_size(), "sim",
-                                            process->life, "build", "settings", "checkpoint", ""});
-  if (absl::IsAlreadyExists(joined) && looks_left > 0) {
+  const absl::StatusOr<int64_t> ticket =
+      peers_->Join({process->rank, settings_.layout.world_size(), "sim", process->life, "build",
+                    "settings", "checkpoint", ""});
+  if (absl::IsAlreadyExists(ticket.status()) && looks_left > 0) {
     loop_.After(kLook, [=, this] { TryJoin(process, looks_left - 1); });
     return;
   }
-  if (!joined.ok()) {
+  if (!ticket.ok()) {
     if (peers_->failure().ok()) {
-      report_.Fail("rank {} may not come back: {}", process->rank, Message(joined));
+      report_.Fail("rank {} may not come back: {}", process->rank, Message(ticket.status()));
     }
     return;
   }
+  process->ticket = *ticket;
   known_epoch_ = std::max(known_epoch_, process->known_epoch);
-  loop_.After(random_.Between(absl::ZeroDuration(), absl::Milliseconds(50)),
-              [this, process, incarnation = incarnation_] { Attach(process, incarnation); });
+  const absl::Duration takes = random_.Between(absl::ZeroDuration(), absl::Milliseconds(50));
+  loop_.After(takes, [this, process, incarnation = incarnation_] { Attach(process, incarnation); });
+  if (random_.OneIn(8)) {
+    loop_.After(random_.Between(absl::ZeroDuration(), takes),
+                [this, process] { Die(process, "it attaches"); });
+  }
+  // The worst time for what one before it has sent.
+  if (const auto late = late_streams_.extract(process->rank); !late.empty()) {
+    loop_.After(random_.Between(absl::ZeroDuration(), takes), late.mapped());
+  }
 }
 
 void SimCluster::Attach(const ProcessPtr& process, int64_t incarnation) {
-  if (!process->alive) return;
+  if (!process->alive) return AttachAfterDeath(process, incarnation);
   if (process->hung) {
     loop_.After(absl::Milliseconds(100), [=, this] { Attach(process, incarnation); });
     return;
@@ -93,7 +103,7 @@ void SimCluster::Attach(const ProcessPtr& process, int64_t incarnation) {
   if (coordinator_lost_ || incarnation != incarnation_) {
     return TryJoin(process, kReplacedPeerPatience / kLook);
   }
-  if (absl::Status s = peers_->Attach(process->rank); !s.ok()) {
+  if (absl::Status s = peers_->Attach(process->rank, process->ticket); !s.ok()) {
     report_.Fail("rank {} may not attach: {}", process->rank, Message(s));
     return;
   }
@@ -108,6 +118,22 @@ void SimCluster::Attach(const ProcessPtr& process, int64_t incarnation) {
     process->loaded = true;
     SendUp(process, {FromRank::Kind::kLoaded});
   });
+}
+
+// Its stream is on the way; whoever is started in its place may have joined when it comes.
+void SimCluster::AttachAfterDeath(const ProcessPtr& process, int64_t incarnation) {
+  const auto attach = [=, this] {
+    if (coordinator_lost_ || incarnation != incarnation_) return;
+    const int64_t ticket = settings_.plant == Plant::kTakesAnyTicket
+                               ? peers_->snapshot()[static_cast<size_t>(process->rank)].ticket
+                               : process->ticket;
+    if (!peers_->Attach(process->rank, ticket).ok()) return;
+    process->attached = true;
+    loop_.After(random_.Between(absl::ZeroDuration(), absl::Milliseconds(400)),
+                [this, process] { OnStreamClosed(process); });
+  };
+  if (random_.OneIn(2)) return loop_.After(absl::Milliseconds(10), attach);
+  late_streams_[process->rank] = attach;
 }
 
 void SimCluster::Die(const ProcessPtr& process, const char* why) {

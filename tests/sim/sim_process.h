@@ -37,6 +37,7 @@ struct SimCluster::Process {
   bool alive = true;
   bool hung = false;      // runs nothing; what comes in waits
   bool leaving = false;   // an epoch; what comes in waits
+  int64_t ticket = 0;     // to attach with
   bool attached = false;  // its stream is open, as the coordinator knows it
   bool adrift = false;    // its stream is over, as the process itself knows it
   bool dark = false;      // nothing comes through that stream any more

@@ -78,14 +78,15 @@ class ClusterClient::Impl {
     if (reply.proof() != launch::AnswerChallenge(job_token_, request.challenge())) {
       return Unauthenticated("what listens at {} does not know this job's token", address_);
     }
-    return JoinedCluster{Epoch{reply.epoch()}, reply.incarnation()};
+    return JoinedCluster{Epoch{reply.epoch()}, reply.incarnation(), reply.ticket()};
   }
 
-  absl::Status Attach(Rank rank) {
+  absl::Status Attach(Rank rank, int64_t ticket) {
     Prepare(stream_context_, "Attach", absl::InfiniteFuture());
     stream_ = stub_->Attach(&stream_context_);
     pb::WorkerMessage first;
-    first.set_attach_rank(rank.value);
+    first.mutable_attach()->set_rank(rank.value);
+    first.mutable_attach()->set_ticket(ticket);
     return Send(first);
   }
 
@@ -177,8 +178,8 @@ ClusterClient::~ClusterClient() {
 absl::StatusOr<JoinedCluster> ClusterClient::Join(const JoinInfo& info, absl::Time deadline) {
   return impl_->Join(info, deadline);
 }
-absl::Status ClusterClient::Attach(Rank rank) {
-  return impl_->Attach(rank);
+absl::Status ClusterClient::Attach(Rank rank, int64_t ticket) {
+  return impl_->Attach(rank, ticket);
 }
 
 absl::Status ClusterClient::Put(std::string_view key, std::string value) {

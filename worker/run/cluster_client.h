@@ -35,6 +35,7 @@ struct JoinInfo {
 struct JoinedCluster {
   Epoch epoch;              // that runs there now
   int64_t incarnation = 1;  // it was started so many times
+  int64_t ticket = 0;       // to attach with
 };
 
 struct MemoryReport {
@@ -87,7 +88,8 @@ class ClusterClient final : public launch::Rendezvous {
   // Waits for the listener and joins. The coordinator's refusal as it is; Unavailable when nobody
   // listens until `deadline`; Unauthenticated when what listens does not know the job token.
   absl::StatusOr<JoinedCluster> Join(const JoinInfo& info, absl::Time deadline);
-  absl::Status Attach(Rank rank);
+  // `ticket`: as Join gave it. A refusal is the end of the stream: Read tells.
+  absl::Status Attach(Rank rank, int64_t ticket);
 
   absl::Status Put(std::string_view key, std::string value) override;
   absl::StatusOr<std::string> Wait(std::string_view key, absl::Time deadline) override;

@@ -27,7 +27,7 @@ absl::Status CoordinatorLink::DialIn(absl::Time deadline, Effort effort) {
     absl::Status status = joined.status();
     if (status.ok()) {
       identity_.known_incarnation = joined->incarnation;
-      status = client->Attach(identity_.rank);
+      status = client->Attach(identity_.rank, joined->ticket);
     }
     if (status.ok()) {
       const std::lock_guard lock(mutex_);
