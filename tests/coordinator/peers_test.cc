@@ -100,6 +100,7 @@ TEST(Peers, TheStreamOfAProcessThatGaveWayTakesNobodysPlace) {
   EXPECT_TRUE(peers.Attach(1, now).ok());
 
   Peers next(RankOn(0, ""), /*allow_shared_device=*/false, /*incarnation=*/3);
+  next.SetServed();
   ASSERT_TRUE(next.Join(RankOn(1, "")).ok());
   ASSERT_TRUE(next.Join(RankOn(1, "")).ok());
   EXPECT_FALSE(next.Attach(1, now).ok()) << "of another incarnation";
