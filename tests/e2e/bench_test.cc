@@ -206,7 +206,7 @@ TEST_F(Bench, AServerThatDiesInMidSweepEndsItAndKeepsWhatWasMeasured) {
 TEST_F(Bench, AServerThatWasStartedAndDiesInMidSweepIsNamedWithItsLog) {
   const auto program = Program::Start({POLYREME_BINARY, "bench", "sweep", kDemoModel,
                                        "--no-roofline", "--concurrency", "1,2", "--rounds", "3",
-                                       "--num-prompts", "60", "--max-tokens", "64", "--ignore-eos",
+                                       "--num-prompts", "20", "--max-tokens", "64", "--ignore-eos",
                                        "--output", folder_, "--", "--join-timeout", "78"});
   ASSERT_TRUE(program->WaitForLine("round 1 of 3, concurrency 2", kPatience).has_value())
       << program->output();
@@ -218,7 +218,7 @@ TEST_F(Bench, AServerThatWasStartedAndDiesInMidSweepIsNamedWithItsLog) {
   EXPECT_THAT(program->output(), HasSubstr("server.log"));
   const Json result = Result();
   ASSERT_NE(result.Find("points"), nullptr);
-  EXPECT_EQ(Figure(result, 0, 0, "completed"), 60);
+  EXPECT_EQ(Figure(result, 0, 0, "completed"), 20);
   EXPECT_EQ(Figure(result, 0, 0, "failed"), 0);
   EXPECT_THAT(ProcessesWith("--join-timeout 78"), IsEmpty());
 }
