@@ -146,7 +146,7 @@ class Job:
         """Asks it to end as a user would; its exit code, or None if it had to be killed."""
         if self.process.poll() is None:
             under_mpirun = "mpirun" in self.line[0]
-            self.process.send_signal(signal.SIGUSR1 if under_mpirun else signal.SIGTERM)
+            self.process.send_signal(signal.SIGUSR2 if under_mpirun else signal.SIGTERM)
         code = self.exit_code(seconds)
         self.end()
         return code

@@ -30,6 +30,7 @@
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/agent.h"
 #include "parallel/launch/heart.h"
 #include "parallel/plan/cache_blocks.h"
 #include "parallel/plan/shard_plan.h"
@@ -60,9 +61,9 @@ void HandleSignals() {
   action.sa_handler = OnTerm;
   sigaction(SIGTERM, &action, nullptr);
   // The terminal's Ctrl-C reaches the whole process group; the agent turns it into SIGTERM for us.
-  std::signal(SIGINT, SIG_IGN);
-  std::signal(SIGUSR1, SIG_IGN);
-  std::signal(SIGHUP, SIG_IGN);
+  for (const int signal : launch::kEndSignals) {
+    if (signal != SIGTERM) std::signal(signal, SIG_IGN);
+  }
   std::signal(SIGPIPE, SIG_IGN);
 }
 

@@ -17,6 +17,7 @@
 #include "deploy/cli/serve_config.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/log.h"
+#include "parallel/launch/agent.h"
 #include "parallel/launch/heart.h"
 #include "parallel/launch/host_address.h"
 #include "worker/backend/cuda/gpu_choice.h"
@@ -29,9 +30,8 @@ namespace {
 // A worker ends by the coordinator's word, by its agent's SIGKILL, or when its agent dies; signals
 // that a terminal or a launcher sends to everybody must not cut a drain short.
 void IgnoreSignals() {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGPIPE}) {
-    std::signal(signal, SIG_IGN);
-  }
+  for (const int signal : launch::kEndSignals) std::signal(signal, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 std::string HostName() {

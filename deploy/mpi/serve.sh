@@ -35,11 +35,11 @@ if [ ${#entries[@]} -gt 1 ]; then
     meet=(--coordinator "$address:$((23000 + RANDOM % 8000))")
   fi
 fi
-# mpirun answers SIGTERM with SIGKILL for all within seconds, but passes SIGUSR1 on: the ranks take it
-# as the wish to end. In a session of its own, so that a terminal's Ctrl-C comes to us alone.
+# mpirun answers SIGTERM with SIGKILL for all within seconds, but passes SIGUSR2 on: the ranks take it
+# as the wish to end. (SIGUSR1 too, but not with PMIx 5.) In a session of its own, so that a terminal's Ctrl-C comes to us alone.
 setsid "${mpirun[@]}" "$polyreme" serve "$@" "${meet[@]}" &
 job=$!
-stop=USR1
+stop=USR2
 trap 'kill -$stop $job; stop=TERM' TERM INT
 while kill -0 "$job" 2>/dev/null; do
   code=0

@@ -260,7 +260,8 @@ class Supervisor {
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options) {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD}) sigaddset(&set, signal);
+  for (const int signal : kEndSignals) sigaddset(&set, signal);
+  sigaddset(&set, SIGCHLD);
   sigprocmask(SIG_BLOCK, &set, nullptr);
   const int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   if (signals < 0) return Unavailable("signalfd: {}", std::strerror(errno));

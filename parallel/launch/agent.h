@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include <csignal>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -42,11 +43,15 @@ struct AgentOptions {
   pid_t launcher = 0;
 };
 
+// What asks an agent to end. A terminal or a launcher may send each of them to the whole process
+// group, so children take no notice of them but for the agent's SIGTERM. The last two because
+// mpirun passes them on at once, while its SIGTERM is followed by SIGKILL within a second; with
+// PMIx 5 (Ubuntu 24.04's mpirun) it passes on SIGUSR2 alone.
+inline constexpr int kEndSignals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2};
+
 // Starts the children and stays until all have ended. Must be called while this process has one
-// thread; blocks SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGCHLD and reads them itself. First of the
-// others than SIGCHLD: the draining child gets SIGTERM. Second: all are killed. (SIGUSR1, because
-// mpirun passes it on at once, while its SIGTERM is followed by SIGKILL within a second.)
-// Children that are replaced do not count.
+// thread; blocks kEndSignals and SIGCHLD and reads them itself. First of kEndSignals: the draining
+// child gets SIGTERM. Second: all are killed. Children that are replaced do not count.
 // ok: every child ended with exit code 0. Otherwise the first failure ("worker rank 1 (pid 4711)
 // was killed by signal 9 (Killed)"), or Cancelled after a second signal or the launcher's end.
 absl::Status RunAgent(const std::vector<ChildSpec>& children, const AgentOptions& options);

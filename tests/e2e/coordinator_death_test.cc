@@ -186,7 +186,7 @@ TEST_F(CoordinatorDeath, ShardsThatMeetOverTcpKeepTheirWeights) {
 TEST_F(CoordinatorDeath, UnderMpirunTheOtherAgentsNeedNoWord) {
   ASSERT_NO_FATAL_FAILURE(Start(Mpirun(2), {"-tp", "2"}, 2));
   KillInAStreamAndIdle();
-  cluster_.program->Signal(SIGUSR1);
+  cluster_.program->Signal(SIGUSR2);
   EXPECT_EQ(cluster_.program->WaitForExit(absl::Seconds(20)), 0) << log();
 }
 

@@ -103,7 +103,7 @@ TEST_P(Leftovers, NothingIsLeftOfAServingJobAndTheSameLineStartsAgainAtOnce) {
   }
   const auto again = Start();
   ExpectReady(*again);
-  again->Signal(SIGUSR1);
+  again->Signal(SIGUSR2);
   EXPECT_EQ(again->WaitForExit(absl::Seconds(20)), 0) << again->output();
   EXPECT_THAT(traces_.Left(), IsEmpty());
 }
@@ -122,7 +122,7 @@ TEST_P(Leftovers, WhatAJobKilledBeforeAllHadMetLeavesIsGoneWithTheNext) {
   const auto again = Start();
   ExpectReady(*again);
   EXPECT_THAT(traces_.Left(), IsEmpty());
-  again->Signal(SIGUSR1);
+  again->Signal(SIGUSR2);
   EXPECT_EQ(again->WaitForExit(absl::Seconds(20)), 0) << again->output();
 }
 

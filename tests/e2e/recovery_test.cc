@@ -127,7 +127,7 @@ TEST(Recovery, UnderMpirunEachAgentReplacesItsOwn) {
   ASSERT_NE(cluster.port, 0);
   const std::vector<Story> want = Tell(cluster);
   EXPECT_EQ(Tell(cluster, [&] { Kill(cluster, 1); }), want) << cluster.program->output();
-  cluster.program->Signal(SIGUSR1);
+  cluster.program->Signal(SIGUSR2);
   EXPECT_EQ(cluster.program->WaitForExit(absl::Seconds(20)), 0) << cluster.program->output();
 }
 
