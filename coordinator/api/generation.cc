@@ -176,8 +176,8 @@ void Generation::Fail(const absl::Status& status) {
   if (!has_started_) return responder_->Send(ErrorResponse(status));
   events_ += ServerSentEvent(Json::MakeObject({{"error", ErrorJson(status)}}));
   events_ += kLastEvent;
-  Flush();
   if (IsPassing(HttpCode(status))) responder_->DoNotKeep();
+  Flush();
   responder_->Finish();
 }
 

@@ -39,8 +39,8 @@ class HttpResponder {
   virtual void StartStream(HttpResponse head) = 0;
   virtual void Write(std::string bytes) = 0;
   virtual void Finish() = 0;
-  // What is about to end the stream passes, as a deadline does: who asks again under its
-  // Idempotency-Key is not to have this answer.
+  // What will be written next ends the stream and passes, as a deadline does: who asks again under
+  // its Idempotency-Key is not to have this answer, from now on.
   virtual void DoNotKeep() {}
   // Bytes written and not yet taken by the socket. Beyond limits::kMaxHttpPendingBytes the
   // connection is cut: a writer stops well below that and goes on when told that there is room.

@@ -121,7 +121,7 @@ void KeptAnswer::StartStream(HttpResponse head) {
 }
 
 void KeptAnswer::Write(std::string bytes) {
-  const bool fits = keeper_.reserve(std::ssize(bytes));
+  const bool fits = IsPassingAnswer() || keeper_.reserve(std::ssize(bytes));
   std::function<void()> cancel;
   {
     const std::lock_guard lock(mutex_);
@@ -149,9 +149,18 @@ void KeptAnswer::Finish() {
   EndWith(is_passing ? End::kNothing : End::kComplete);
 }
 
+// The keeper at once: who hears what is written next may ask again before Finish is called.
 void KeptAnswer::DoNotKeep() {
+  {
+    const std::lock_guard lock(mutex_);
+    is_passing_ = true;
+  }
+  keeper_.on_end(End::kNothing);
+}
+
+bool KeptAnswer::IsPassingAnswer() const {
   const std::lock_guard lock(mutex_);
-  is_passing_ = true;
+  return is_passing_;
 }
 
 void KeptAnswer::Break() {

@@ -31,7 +31,7 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   struct Keeper {
     // Whether so many bytes more may be kept of this answer.
     std::function<bool(int64_t num_bytes)> reserve;
-    // Once, before any client hears of the end.
+    // Before any client hears of the end; what is said of it again counts for nothing.
     std::function<void(End)> on_end;
     // The last bytes of a stream of which no more may be kept.
     std::string overflow;
@@ -68,6 +68,7 @@ class KeptAnswer : public std::enable_shared_from_this<KeptAnswer> {
   // There will be no more, for want of memory: all who wait are told by their connections' ends.
   void Cut() noexcept;
 
+  bool IsPassingAnswer() const;
   bool IsAbandoned() const;
   void EndWith(End end);
   void WakeAll() noexcept;

@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <thread>
 
+#include "coordinator/api/grpc_replies.h"
+#include "coordinator/api/task_pool.h"
 #include "tests/coordinator/api/api_fixture.h"
 
 namespace polyreme::api {
@@ -386,6 +389,31 @@ TEST_F(IdempotencyTest, ALongAnswerIsHadAgainAtTheReadersPace) {
   EXPECT_GT(std::ssize(first->body), limits::kMaxHttpPendingBytes);
   EXPECT_THAT(first->body, EndsWith("data: [DONE]\n\n"));
   EXPECT_TRUE(Again(Keyed("k", kStreamBody)).body == first->body);
+}
+
+TEST_F(IdempotencyTest, WhatPassesLeavesTheKeyFreeBeforeItIsHeard) {
+  IdempotencyStore store({}, hand_clock_, metrics_);
+  const auto thread = std::make_shared<TaskPool>(1, 8);
+  const KeyedRequest request = {.id = "k", .fingerprint = "f", .overflow = "too large"};
+  const auto client = std::make_shared<KeptReplies>(thread);
+  const std::shared_ptr<HttpResponder> recorder = *store.Admit(request, client);
+  recorder->StartStream({});
+  recorder->DoNotKeep();
+  recorder->Write(KeptEnd(ResourceExhausted("full")));
+  v1::GenerateReply reply;
+  absl::Status end;
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
+  while (client->Poll(reply, end) != ReplySource::Polled::kEnd && MonotonicNow() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(end.code(), absl::StatusCode::kResourceExhausted) << end;
+  EXPECT_FALSE(store.Knows("k")) << "the recorder has not finished yet";
+  const auto again = std::make_shared<KeptReplies>(thread);
+  const std::shared_ptr<HttpResponder> second = *store.Admit(request, again);
+  EXPECT_NE(second, nullptr) << "it joined the run that was refused";
+  recorder->Finish();
+  EXPECT_TRUE(store.Knows("k")) << "the first one's end is not the second one's";
+  thread->Stop();
 }
 
 TEST_F(IdempotencyTest, AnAnswerIsKeptForItsTime) {
