@@ -70,11 +70,11 @@ std::vector<uint64_t> Seeds(uint64_t first, uint64_t count) {
   return seeds;
 }
 
-void RunSeeds(const std::vector<uint64_t>& seeds) {
+StoryEnd RunSeeds(const std::vector<uint64_t>& seeds) {
   StoryEnd sum;
   for (const uint64_t seed : seeds) {
     sum += RunWell(seed, {});
-    if (testing::Test::HasFailure()) return;
+    if (testing::Test::HasFailure()) return sum;
   }
   fmt::print(
       "{} seeds: {} steps, {} losses, {} takeovers, {} preemptions, {} prefixes reused; "
@@ -83,8 +83,11 @@ void RunSeeds(const std::vector<uint64_t>& seeds) {
       seeds.size(), sum.num_steps, sum.num_losses, sum.num_takeovers, sum.num_preemptions,
       sum.num_reused, sum.num_ok, sum.num_cancelled, sum.num_late, sum.num_slow,
       sum.num_quarantined, sum.num_unavailable, sum.num_broken);
-  if (seeds.size() < kFreshSeeds) return;
-  const auto count = static_cast<int64_t>(seeds.size());
+  return sum;
+}
+
+// Of seeds that are always the same: with others it would be a matter of luck.
+void ExpectVariety(const StoryEnd& sum, int64_t count) {
   EXPECT_GT(sum.num_losses, count) << "hardly anything failed";
   EXPECT_GT(sum.num_takeovers, count / 10) << "the coordinator hardly ever died";
   EXPECT_GT(sum.num_broken, count / 10) << "the coordinator died when nobody asked for anything";
@@ -100,7 +103,11 @@ void RunSeeds(const std::vector<uint64_t>& seeds) {
 class ClusterSimShard : public testing::TestWithParam<int> {};
 
 TEST_P(ClusterSimShard, NothingIsLostWrongDoubledOrStuckWhateverFails) {
-  RunSeeds(Seeds(1 + static_cast<uint64_t>(GetParam()) * kSeedsPerShard, kSeedsPerShard));
+  const std::vector<uint64_t> seeds =
+      Seeds(1 + static_cast<uint64_t>(GetParam()) * kSeedsPerShard, kSeedsPerShard);
+  const StoryEnd sum = RunSeeds(seeds);
+  // Fewer are a replay.
+  if (seeds.size() == kSeedsPerShard && !HasFailure()) ExpectVariety(sum, kSeedsPerShard);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, ClusterSimShard, testing::Range(0, kShards));
