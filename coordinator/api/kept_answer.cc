@@ -121,7 +121,8 @@ void KeptAnswer::StartStream(HttpResponse head) {
 }
 
 void KeptAnswer::Write(std::string bytes) {
-  const bool fits = IsPassingAnswer() || keeper_.reserve(std::ssize(bytes));
+  // Nothing is reserved for what passes: its key is free already.
+  const bool fits = keeper_.reserve(std::ssize(bytes)) || IsPassingAnswer();
   std::function<void()> cancel;
   {
     const std::lock_guard lock(mutex_);

@@ -36,7 +36,8 @@ if [ ${#entries[@]} -gt 1 ]; then
   fi
 fi
 # mpirun answers SIGTERM with SIGKILL for all within seconds, but passes SIGUSR2 on: the ranks take it
-# as the wish to end. (SIGUSR1 too, but not with PMIx 5.) In a session of its own, so that a terminal's Ctrl-C comes to us alone.
+# as the wish to end. (SIGUSR1 too, but not with PMIx 5.) In a session of its own, so that a terminal's
+# Ctrl-C comes to us alone.
 setsid "${mpirun[@]}" "$polyreme" serve "$@" "${meet[@]}" &
 job=$!
 stop=USR2
